@@ -1,0 +1,272 @@
+"""Settings: one pydantic object that the library, the flow's form, the command line and YAML files share.
+
+Every field carries its description, default and bounds, because Prefect's UI and ``rfss label --help`` are generated
+from here. Fields that change pseudo-labels are part of the run's fingerprint; :meth:`LabelSettings.scientific`
+returns just those.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from rfss_core.errors import InputNotFoundError, SettingsError
+
+PresetName = Literal["tiny", "fast", "paper", "best"]
+Strategy = Literal["dino", "random"]
+SegmenterName = Literal["sam2-memory", "label-fusion"]
+SupportMaskMode = Literal["meta", "direct"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ImagingSettings(_Model):
+    """How images become slices."""
+
+    patient_pattern: str | None = Field(
+        None,
+        description="Regular expression that finds the patient in a file name (first group, else whole match). "
+        "Default: BIDS sub-<id>, else patient<digits>, else the whole name. DICOM uses PatientID.",
+    )
+    slice_axis: Literal["auto", 0, 1, 2] = Field(
+        "auto",
+        description="Source axis to slice along. auto: the axis with the coarsest spacing, else the last.",
+    )
+    percentiles: tuple[float, float] = Field(
+        (0.5, 99.5), description="Percentiles of a volume that become 0 and 1 (robust normalisation)."
+    )
+    window: tuple[float, float] | None = Field(
+        None,
+        description="CT window as (centre, width) in Hounsfield units; replaces the percentiles when set.",
+    )
+    max_voxels: int = Field(
+        2**30, ge=1, description="Largest number of voxels that a header may declare; more is quarantined."
+    )
+    non_finite: Literal["quarantine", "fill"] = Field(
+        "quarantine",
+        description="NaN and infinite voxels: quarantine the case, or fill them with the least finite value.",
+    )
+    empty_labels: Literal["quarantine", "keep"] = Field(
+        "quarantine", description="Label files without any foreground: quarantine the case, or keep it as negative."
+    )
+    classes: dict[int, str] | None = Field(
+        None, description="Names of the label values, for example {1: RV, 2: Myo, 3: LV}. Default: the values found."
+    )
+
+    @field_validator("patient_pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"'{value}' is not a regular expression ({error})") from error
+        return value
+
+    @field_validator("percentiles")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] < value[1] <= 100:
+            raise ValueError(f"percentiles must rise from 0 to 100 at most, got {value}")
+        return value
+
+    @field_validator("window")
+    @classmethod
+    def _wide(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[1] <= 0:
+            raise ValueError(f"the window's width must be above 0, got {value[1]}")
+        return value
+
+    @field_validator("classes")
+    @classmethod
+    def _foreground(cls, value: dict[int, str] | None) -> dict[int, str] | None:
+        if value is not None:
+            if any(not 1 <= number <= 255 for number in value):
+                raise ValueError("class values go from 1 to 255; 0 is the background")
+            if len(set(value.values())) != len(value):
+                raise ValueError("class names must differ")
+        return value
+
+
+class EmbeddingSettings(_Model):
+    """Which DINOv2 describes a slice."""
+
+    model: str | None = Field(
+        None, description="Hub id, local folder, or embedded:dinov2-tiny. Default: the preset's model."
+    )
+    revision: str | None = Field(None, description="Hub commit to pin. Default: the preset's.")
+    batch_size: int = Field(32, ge=1, le=4096, description="Slices in one forward pass.")
+
+
+class RetrievalSettings(_Model):
+    """Which labelled slices serve a query."""
+
+    strategy: Strategy = Field("dino", description="dino: nearest embeddings. random: seeded draw, for comparison.")
+    support_slices: int | None = Field(
+        None, ge=1, description="Use only so many support slices, drawn evenly over patients. Default: all."
+    )
+
+
+class SegmentationSettings(_Model):
+    """How memories become masks."""
+
+    segmenter: SegmenterName = Field(
+        "sam2-memory", description="sam2-memory: SAM 2 memory attention. label-fusion: vote of the retrieved masks."
+    )
+    model: str | None = Field(
+        None, description="Hub id, local folder, or embedded:sam2-tiny. Default: the preset's model."
+    )
+    revision: str | None = Field(None, description="Hub commit to pin. Default: the preset's.")
+    support_masks: SupportMaskMode | None = Field(
+        None, description="meta: the official 256-pixel round trip. direct: native masks. Default: the preset's."
+    )
+    object_score_threshold: float | None = Field(
+        0.0, description="A class whose object score (logit) is not above this is absent. None: no gate."
+    )
+    use_object_pointers: bool = Field(True, description="Let object pointers join the memories.")
+    batch_size: int = Field(16, ge=1, le=1024, description="Queries in one forward pass.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Arithmetic of the models.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>. auto takes CUDA where there is one.")
+
+
+class QualitySettings(_Model):
+    """What counts as good enough."""
+
+    min_dice: float = Field(
+        0.7, ge=0, le=1, description="The data set's gate: least mean Dice over classes on held-out patients."
+    )
+    accept_dice: float = Field(
+        0.8, ge=0, le=1, description="A case whose predicted Dice reaches this is accepted without review."
+    )
+    reject_dice: float = Field(0.5, ge=0, le=1, description="A case whose predicted Dice is below this is rejected.")
+    confidence: float = Field(0.9, gt=0.5, lt=1, description="Confidence of the lower bound on predicted Dice.")
+    bootstrap: int = Field(2000, ge=100, description="Bootstrap resamples over patients.")
+
+    @model_validator(mode="after")
+    def _rising(self) -> QualitySettings:
+        if self.reject_dice > self.accept_dice:
+            raise ValueError(f"reject_dice ({self.reject_dice}) must not exceed accept_dice ({self.accept_dice})")
+        return self
+
+
+class ExecutionSettings(_Model):
+    """Where chunks run. Nothing here changes a pseudo-label."""
+
+    executor: str = Field(
+        "inline",
+        description="inline: this process. local: Dask worker processes on this machine. "
+        "tcp://host:port or tls://host:port: an existing Dask scheduler.",
+    )
+    workers: int | None = Field(None, ge=1, le=1024, description="Worker processes of `local`. Default: one a core.")
+    threads: int | None = Field(None, ge=1, le=256, description="Threads of each worker. Default: cores / workers.")
+    max_quarantined_fraction: float = Field(
+        0.5, ge=0, le=1, description="The run fails when more than this share of the input is unusable."
+    )
+
+    @field_validator("executor")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value in ("inline", "local") or value.startswith(("tcp://", "tls://")):
+            return value
+        raise ValueError(f"'{value}' is not an executor; use inline, local, or a scheduler's tcp:// or tls:// address")
+
+
+class LabelSettings(_Model):
+    """Everything that one labelling run depends on: the parameters of flow ``label_dataset``."""
+
+    images: str = Field(description="Folder or glob of images: NIfTI, DICOM series, PNG, TIFF, JPEG.")
+    labels: str = Field(description="Folder or glob of label maps whose names pair with the images'.")
+    workspace: str = Field(description="Folder or fsspec URL that holds everything of this labelling project.")
+    preset: PresetName = Field("tiny", description="Named pair of models and settings.")
+    k: int | None = Field(None, ge=1, le=256, description="Support slices retrieved per query. Default: the preset's.")
+    held_out: float = Field(
+        0.3, gt=0, lt=1, description="Share of the labelled patients kept out of the support set to measure quality."
+    )
+    dataset: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="Name of the data set. Default: the folder's.",
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the split, of random retrieval and of the bootstrap.")
+    imaging: ImagingSettings = Field(default_factory=ImagingSettings, description="How images become slices.")
+    embedding: EmbeddingSettings = Field(
+        default_factory=EmbeddingSettings, description="Which DINOv2 describes a slice."
+    )
+    retrieval: RetrievalSettings = Field(
+        default_factory=RetrievalSettings, description="Which labelled slices serve a query."
+    )
+    segmentation: SegmentationSettings = Field(
+        default_factory=SegmentationSettings, description="How memories become masks."
+    )
+    quality: QualitySettings = Field(default_factory=QualitySettings, description="What counts as good enough.")
+    execution: ExecutionSettings = Field(default_factory=ExecutionSettings, description="Where chunks run.")
+
+    def scientific(self) -> dict[str, Any]:
+        """Return the settings that can change a pseudo-label, as plain JSON types (part of the fingerprint)."""
+        return self.model_dump(
+            mode="json", exclude={"images", "labels", "workspace", "dataset", "quality", "execution"}
+        )
+
+
+def load_settings(overrides: dict[str, Any], config: Path | None = None) -> LabelSettings:
+    """Merge a YAML file with overrides (which win) into validated settings.
+
+    Args:
+        overrides: nested dictionary of settings given explicitly; ``None`` values are ignored.
+        config: YAML file with the fields of :class:`LabelSettings`.
+
+    Returns:
+        The validated settings.
+
+    Raises:
+        InputNotFoundError: the YAML file does not exist.
+        SettingsError: a value is out of bounds, unknown or missing; the message lists each.
+    """
+    merged: dict[str, Any] = {}
+    if config is not None:
+        if not config.is_file():
+            raise InputNotFoundError(f"configuration file '{config}' does not exist; check --config")
+        try:
+            loaded = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise SettingsError(f"configuration file '{config}' is not valid YAML: {error}") from error
+        if not isinstance(loaded, dict):
+            raise SettingsError(
+                f"configuration file '{config}' must hold a mapping of settings, not a {type(loaded).__name__}"
+            )
+        merged = loaded
+    _merge(merged, overrides)
+    try:
+        return LabelSettings.model_validate(merged)
+    except ValidationError as error:
+        raise SettingsError(readable(error)) from error
+
+
+def readable(error: ValidationError) -> str:
+    """Return one line that names each bad setting, its value and what is allowed."""
+    parts = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "settings"
+        message = item["msg"].removeprefix("Value error, ")
+        given = "" if item["type"] == "missing" or isinstance(item["input"], dict) else f" (got {item['input']!r})"
+        parts.append(f"{where}: {message}{given}")
+    return "; ".join(parts)
+
+
+def _merge(into: dict[str, Any], extra: dict[str, Any]) -> None:
+    for key, value in extra.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        elif isinstance(value, dict):
+            nested: dict[str, Any] = {}
+            _merge(nested, value)
+            if nested:
+                into[key] = nested
+        elif value is not None:
+            into[key] = value

@@ -1,0 +1,1 @@
+"""Prefect tasks of the labelling pipeline, one stage a file."""

@@ -21,6 +21,10 @@ class Preset:
     """How a support's mask reaches the memory encoder."""
     purpose: str
     """One line for help texts."""
+    embedding_revision: str | None = None
+    """Hub commit of ``embedding_model``; None takes the hub's main branch, whose commit the run records."""
+    segmentation_revision: str | None = None
+    """Hub commit of ``segmentation_model``; None takes the hub's main branch, whose commit the run records."""
 
 
 PRESETS: dict[PresetName, Preset] = {

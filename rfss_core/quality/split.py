@@ -1,0 +1,51 @@
+"""Splits of labelled patients: the only place where splits are made (invariant 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rfss_core.digest import digest_bytes
+from rfss_core.errors import InputError, SettingsError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled patients in two disjoint, non-empty sets."""
+
+    support: frozenset[str]
+    """Patients whose labelled slices may be retrieved."""
+    held_out: frozenset[str]
+    """Patients on whom quality is measured; never in the support set of a measurement."""
+
+
+def split_patients(patients: Sequence[str], held_out: float, seed: int) -> Split:
+    """Split labelled patients into a support and a held-out set.
+
+    Patients are ranked by a seeded hash of their own name and the first ones are held out. So the split depends
+    neither on the order of ``patients`` nor on repetitions in it, and a patient added later moves at most one other
+    patient across: measurements before and after a review round stay comparable.
+
+    Args:
+        patients: patient of each labelled case; repetitions are welcome.
+        held_out: share of the patients to hold out, between 0 and 1, both excluded.
+        seed: seed of the ranking.
+
+    Returns:
+        The split; ``round(held_out * n)`` patients are held out, at least 1 and at most ``n - 1``.
+
+    Raises:
+        SettingsError: ``held_out`` does not lie between 0 and 1.
+        InputError: there are fewer than 2 labelled patients.
+    """
+    if not 0 < held_out < 1:
+        raise SettingsError(f"held_out must lie between 0 and 1, both excluded, got {held_out}")
+    unique = set(patients)
+    if len(unique) < 2:
+        raise InputError(
+            f"{len(patients)} labelled cases come from {len(unique)} patients, but a support set and held-out cases "
+            "need at least 2; label a case of another patient, or set imaging.patient_pattern if patients are confused"
+        )
+    ranked = sorted(unique, key=lambda patient: (digest_bytes(f"{seed}\0{patient}".encode()), patient))
+    count = min(max(round(held_out * len(ranked)), 1), len(ranked) - 1)
+    return Split(support=frozenset(ranked[count:]), held_out=frozenset(ranked[:count]))

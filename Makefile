@@ -18,7 +18,7 @@ DEMO ?= demo
 SAM2 := sam2==1.1.0
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
 # Written last: a set-up that was interrupted has no stamp and is gone over again by the next call.
 STAMP := $(VENV)/.rfss-ready
 

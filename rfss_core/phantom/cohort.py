@@ -72,9 +72,8 @@ def write_cohort(
             if number <= labelled:
                 _write(scan.labels, scan.affine, signs, folder / "labels" / name)
         if progress is not None:
-            progress(
-                f"patient{number:03d}: {phantom.anatomy.condition}, {'labelled' if number <= labelled else 'not labelled'}"
-            )
+            known = "labelled" if number <= labelled else "not labelled"
+            progress(f"patient{number:03d}: {phantom.anatomy.condition}, {known}")
     return sorted(written)
 
 

@@ -1,0 +1,267 @@
+"""Prediction of a pseudo-label's Dice from signals, calibrated on held-out patients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rfss_core.errors import InputError
+from rfss_core.quality.gate import FEW_PATIENTS
+from rfss_core.quality.signals import FOREGROUND
+from rfss_core.settings import QualitySettings
+
+MAX_FOLDS = 20
+"""With more calibration patients than this, folds hold several patients each."""
+
+Floats = npt.NDArray[np.float64]
+Predictor = Callable[[Floats], Floats]
+
+
+@dataclass(frozen=True)
+class CalibrationCase:
+    """A held-out case: signals and the Dice that its pseudo-label has."""
+
+    case: str
+    patient: str
+    signals: Mapping[str, float]
+    """Signals by name (see :func:`rfss_core.quality.signals.case_signals`)."""
+    dice: float
+    """Mean Dice over classes, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class CalibrationPoint:
+    """What the predictor says of a held-out case when that case's patient is left out."""
+
+    case: str
+    dice: float
+    predicted: float
+    lower: float
+
+
+@dataclass(frozen=True)
+class QualityPrediction:
+    """Predicted Dice of unlabelled cases, and how far to trust it."""
+
+    mae: float | None = None
+    """Mean absolute error of predicted Dice, by cross-validation over patients; ``None`` without a predictor."""
+    baseline_mae: float | None = None
+    """The same for the mean Dice of the other patients: what a predictor must beat."""
+    spearman: float | None = None
+    """Spearman's rank correlation of predicted and true Dice; ``None`` where predictions do not vary."""
+    coverage: float | None = None
+    """Share of patients' cases whose true Dice reaches the lower bound, by cross-validation over patients."""
+    predicted: dict[str, float | None] = field(default_factory=dict)
+    """Predicted Dice of each unlabelled case; ``None`` where nothing can be said."""
+    lower: dict[str, float | None] = field(default_factory=dict)
+    """Lower bound on each case's Dice at the chosen confidence; ``None`` where nothing can be said."""
+    points: tuple[CalibrationPoint, ...] = ()
+    """Cross-validated predictions on held-out cases."""
+    patients: int = 0
+    """Number of calibration patients."""
+    note: str = ""
+    """Why there is no predictor, or what limits it; empty otherwise."""
+
+    def to_json(self) -> dict[str, float | None]:
+        """Return mae, spearman and coverage as plain JSON types."""
+        return {"mae": self.mae, "spearman": self.spearman, "coverage": self.coverage}
+
+
+def predict_quality(
+    calibration: Sequence[CalibrationCase],
+    unlabelled: Mapping[str, Mapping[str, float]],
+    settings: QualitySettings,
+) -> QualityPrediction:
+    """Predict the Dice of unlabelled cases by ridge regression on signals, with a conformal lower bound.
+
+    The regression (scikit-learn's ``RidgeCV`` on standardised signals, clipped to the range seen in calibration) is
+    cross-validated over patients: left out one by one, or in 20 folds of patients where there are more. Every error,
+    correlation and coverage reported comes from patients that the regression did not see.
+
+    The lower bound is CV+ (Barber et al., Annals of Statistics 49(1), 2021) with one-sided residuals, each patient
+    weighing the same however many cases they have (Lee, Barber, Willett, arXiv:2306.06342). It holds for patients who
+    are exchangeable with the held-out ones. At confidence c it is trivial (0) below ``c / (1 - c)`` patients, that
+    is 9 at 0.9.
+
+    Empty pseudo-labels get no prediction: there is no mask to judge. They are left out of the calibration too.
+
+    Args:
+        calibration: held-out cases with their true Dice.
+        unlabelled: signals of each unlabelled case, by case.
+        settings: confidence of the lower bound.
+
+    Returns:
+        The prediction; without any (all values ``None``) when there are fewer than 5 calibration patients or nothing
+        varies, with the reason in ``note``.
+
+    Raises:
+        InputError: a calibration Dice does not lie in 0 to 1.
+    """
+    for case in calibration:
+        if not 0 <= case.dice <= 1:
+            raise InputError(f"the Dice of calibration case '{case.case}' is {case.dice}; it must lie in 0 to 1")
+    usable = sorted((case for case in calibration if _judgeable(case.signals)), key=lambda case: case.case)
+    patients = len({case.patient for case in usable})
+    names = _informative(usable)
+    if note := _obstacle(usable, patients, names):
+        nothing: dict[str, float | None] = dict.fromkeys(unlabelled)
+        return QualityPrediction(predicted=nothing, lower=dict(nothing), patients=patients, note=note)
+
+    features, dice = _matrix([case.signals for case in usable], names), np.array([case.dice for case in usable])
+    calibrated = _Calibration(features, dice, [case.patient for case in usable], 1 - settings.confidence)
+    judged = [name for name, signals in unlabelled.items() if _judgeable(signals)]
+    predicted: dict[str, float | None] = dict.fromkeys(unlabelled)
+    lower: dict[str, float | None] = dict.fromkeys(unlabelled)
+    if judged:
+        queries = _matrix([unlabelled[name] for name in judged], names)
+        point, bound = calibrated.predict(queries)
+        predicted.update(zip(judged, point.tolist(), strict=True))
+        lower.update(zip(judged, bound.tolist(), strict=True))
+
+    out, low = calibrated.cross_validated, calibrated.cross_validated_lower
+    weights = calibrated.weights / calibrated.weights.sum()
+    limit = settings.confidence / (1 - settings.confidence)
+    return QualityPrediction(
+        mae=float(weights @ np.abs(out - dice)),
+        baseline_mae=float(weights @ np.abs(calibrated.baseline - dice)),
+        spearman=_spearman(out, dice),
+        coverage=float(weights @ (dice >= low)),
+        predicted=predicted,
+        lower=lower,
+        points=tuple(
+            CalibrationPoint(case.case, case.dice, float(p), float(b))
+            for case, p, b in zip(usable, out, low, strict=True)
+        ),
+        patients=patients,
+        note=""
+        if patients >= limit - 1e-9
+        else f"{patients} calibration patients are too few for a lower bound at confidence {settings.confidence:g} "
+        f"(about {limit:.0f} are needed): it is 0, so nothing is accepted unseen",
+    )
+
+
+class _Calibration:
+    """Regressions without each fold and each pair of folds, for CV+ and for its own cross-validation."""
+
+    def __init__(self, features: Floats, dice: Floats, patients: Sequence[str], miss: float) -> None:
+        self._miss = miss
+        unique = sorted(set(patients))
+        fold_of = {patient: index % MAX_FOLDS for index, patient in enumerate(unique)}
+        self._folds = np.array([fold_of[patient] for patient in patients])
+        counts = {patient: list(patients).count(patient) for patient in unique}
+        self.weights: Floats = np.array([1.0 / counts[patient] for patient in patients])
+        number = int(self._folds.max()) + 1
+
+        def fit(*without: int) -> Predictor:
+            kept = ~np.isin(self._folds, without)
+            return _fit(features[kept], dice[kept], self.weights[kept])
+
+        self._models = [fit(fold) for fold in range(number)]
+        self._final = fit()
+        self.cross_validated: Floats = np.empty_like(dice)
+        self.baseline: Floats = np.empty_like(dice)
+        # between[i, j]: case i predicted without the folds of i and of j.
+        between = np.full((dice.size, dice.size), np.nan)
+        for fold in range(number):
+            mine = self._folds == fold
+            self.cross_validated[mine] = self._models[fold](features[mine])
+            self.baseline[mine] = np.average(dice[~mine], weights=self.weights[~mine])
+            for other in range(fold + 1, number):
+                model = fit(fold, other)
+                theirs = self._folds == other
+                between[np.ix_(mine, theirs)] = model(features[mine])[:, None]
+                between[np.ix_(theirs, mine)] = model(features[theirs])[:, None]
+        self._residuals: Floats = self.cross_validated - dice
+        self.cross_validated_lower: Floats = np.empty_like(dice)
+        for case in range(dice.size):
+            rest = self._folds != self._folds[case]
+            candidates = between[case, rest] - (between[rest, case] - dice[rest])
+            bound = self._lower(candidates[None], self.weights[rest])
+            self.cross_validated_lower[case] = min(float(bound[0]), float(self.cross_validated[case]))
+
+    def predict(self, features: Floats) -> tuple[Floats, Floats]:
+        """Return predicted Dice [n] and its lower bound [n] of cases with features [n, F]."""
+        point = self._final(features)
+        by_fold = np.stack([model(features) for model in self._models])  # [folds, n]
+        candidates = by_fold[self._folds].T - self._residuals  # [n, calibration cases]
+        return point, np.minimum(self._lower(candidates, self.weights), point)
+
+    def _lower(self, candidates: Floats, weights: Floats) -> Floats:
+        """Return, for each row, the largest candidate with at most ``miss`` of the weight below it.
+
+        The query's patient weighs one patient, at minus infinity, which Dice bounds to 0.
+        """
+        order = np.argsort(candidates, axis=1, kind="stable")
+        ordered = np.take_along_axis(candidates, order, axis=1)
+        mass = weights[order]
+        below = (1.0 + np.cumsum(mass, axis=1) - mass) / (1.0 + weights.sum())
+        allowed = (below <= self._miss + 1e-9).sum(axis=1)
+        bound = ordered[np.arange(len(ordered)), np.maximum(allowed - 1, 0)]
+        return np.where(allowed > 0, np.clip(bound, 0.0, 1.0), 0.0)
+
+
+def _fit(features: Floats, dice: Floats, weights: Floats) -> Predictor:
+    # scikit-learn takes seconds to import; help texts must not wait for it.
+    from sklearn.linear_model import RidgeCV
+    from sklearn.preprocessing import StandardScaler
+
+    finite = [column[np.isfinite(column)] for column in features.T]
+    middle = np.array([np.median(column) if column.size else 0.0 for column in finite])
+
+    def complete(values: Floats) -> Floats:
+        return np.where(np.isfinite(values), values, middle)
+
+    filled = complete(features)
+    least, most = filled.min(axis=0), filled.max(axis=0)
+    scaler = StandardScaler().fit(filled)
+    model = RidgeCV(alphas=np.logspace(-1, 4, 11)).fit(scaler.transform(filled), dice, sample_weight=weights)
+
+    def predict(values: Floats) -> Floats:
+        scaled = scaler.transform(np.clip(complete(values), least, most))
+        return np.clip(np.asarray(model.predict(scaled), dtype=np.float64), 0.0, 1.0)
+
+    return predict
+
+
+def _judgeable(signals: Mapping[str, float]) -> bool:
+    return signals.get(FOREGROUND, 1.0) > 0
+
+
+def _informative(cases: Sequence[CalibrationCase]) -> list[str]:
+    """Return the names of the signals that vary over the calibration cases."""
+    names = sorted({name for case in cases for name in case.signals})
+    columns = {name: np.array([case.signals.get(name, np.nan) for case in cases], dtype=np.float64) for name in names}
+    finite = {name: column[np.isfinite(column)] for name, column in columns.items()}
+    return [name for name, column in finite.items() if column.size and np.ptp(column) > 1e-12]
+
+
+def _obstacle(cases: Sequence[CalibrationCase], patients: int, names: Sequence[str]) -> str:
+    if patients < FEW_PATIENTS:
+        return (
+            f"{patients} held-out patients with a pseudo-label are too few to predict quality (at least "
+            f"{FEW_PATIENTS} are needed); label more patients or raise held_out"
+        )
+    if np.ptp([case.dice for case in cases]) < 1e-6:
+        return "all held-out cases have the same Dice, so there is nothing to learn a prediction from"
+    if not names:
+        return "no signal varies over the held-out cases, so there is nothing to predict quality from"
+    return ""
+
+
+def _matrix(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> Floats:
+    matrix = np.array([[row.get(name, np.nan) for name in names] for row in rows], dtype=np.float64)
+    matrix[~np.isfinite(matrix)] = np.nan
+    return matrix
+
+
+def _spearman(predicted: Floats, dice: Floats) -> float | None:
+    if np.ptp(predicted) < 1e-12 or np.ptp(dice) < 1e-12:
+        return None
+    from scipy.stats import spearmanr
+
+    result: Any = spearmanr(predicted, dice)
+    return float(result.statistic)

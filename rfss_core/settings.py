@@ -142,7 +142,10 @@ class QualitySettings(_Model):
         0.7, ge=0, le=1, description="The data set's gate: least mean Dice over classes on held-out patients."
     )
     accept_dice: float = Field(
-        0.8, ge=0, le=1, description="A case whose predicted Dice reaches this is accepted without review."
+        0.8,
+        ge=0,
+        le=1,
+        description="A case is accepted without review when the lower bound on its Dice, at `confidence`, reaches this.",
     )
     reject_dice: float = Field(0.5, ge=0, le=1, description="A case whose predicted Dice is below this is rejected.")
     confidence: float = Field(0.9, gt=0.5, lt=1, description="Confidence of the lower bound on predicted Dice.")

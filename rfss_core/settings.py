@@ -145,7 +145,7 @@ class QualitySettings(_Model):
         0.8,
         ge=0,
         le=1,
-        description="A case is accepted without review when the lower bound on its Dice, at `confidence`, reaches this.",
+        description="A case whose Dice reaches this at the chosen confidence (its lower bound) is accepted unseen.",
     )
     reject_dice: float = Field(0.5, ge=0, le=1, description="A case whose predicted Dice is below this is rejected.")
     confidence: float = Field(0.9, gt=0.5, lt=1, description="Confidence of the lower bound on predicted Dice.")

@@ -14,7 +14,7 @@ from rfss_core.errors import InputError
 
 PROVENANCE_SCHEMA = pa.schema(
     [
-        pa.field("case", pa.string()),
+        pa.field("case_id", pa.string()),
         pa.field("slice", pa.int32()),
         pa.field("class", pa.uint8()),
         pa.field("voxels", pa.int64()),
@@ -28,18 +28,18 @@ PROVENANCE_SCHEMA = pa.schema(
 
 
 def provenance_table(
-    case: str,
+    case_id: str,
     labels: npt.NDArray[np.uint8],
     classes: Sequence[int],
     object_score: npt.NDArray[np.floating[Any]],
     predicted_iou: npt.NDArray[np.floating[Any]],
     support_ids: Sequence[Sequence[str]],
-    distances: Sequence[Sequence[float]],
+    distances: Sequence[Sequence[float] | npt.NDArray[np.floating[Any]]],
 ) -> pd.DataFrame:
     """Tabulate one case's provenance, one row a slice and class.
 
     Args:
-        case: case id.
+        case_id: id of the case.
         labels: pseudo-label [Z, H, W].
         classes: label values in the order of the C columns.
         object_score: object score as a logit [Z, C]; NaN where the segmenter has none.
@@ -56,16 +56,16 @@ def provenance_table(
     depth, shape = labels.shape[0], (labels.shape[0], len(classes))
     if object_score.shape != shape or predicted_iou.shape != shape:
         raise InputError(
-            f"object_score {object_score.shape} and predicted_iou {predicted_iou.shape} of case '{case}' must be "
+            f"object_score {object_score.shape} and predicted_iou {predicted_iou.shape} of case '{case_id}' must be "
             f"{shape}: slices by classes"
         )
     if [len(ids) for ids in support_ids] != [len(row) for row in distances] or len(support_ids) != depth:
-        raise InputError(f"case '{case}' has {depth} slices: each needs as many support ids as distances")
+        raise InputError(f"case '{case_id}' has {depth} slices: each needs as many support ids as distances")
     voxels = np.stack([(labels == value).sum(axis=(1, 2)) for value in classes], axis=1)
     count = len(classes)
     return pd.DataFrame(
         {
-            "case": pd.Series([case] * depth * count, dtype="str"),
+            "case_id": pd.Series([case_id] * depth * count, dtype="str"),
             "slice": np.repeat(np.arange(depth, dtype=np.int32), count),
             "class": np.tile(np.array(classes, dtype=np.uint8), depth),
             "voxels": voxels.ravel().astype(np.int64),

@@ -36,7 +36,7 @@ class ModelReference:
         files: sha256 of every file that the model is built from, by file name.
         digest: sha256 over ``files`` (and over the seed of an untrained model); part of the run's fingerprint.
         trained: False for an embedded model without weights, which is built from its configuration with the fixed
-            seed ``INITIALISATION_SEED``.
+            seed ``INITIALISATION_SEED``, and for one whose ``config.json`` says ``{"rfss": {"trained": false}}``.
         revision: hub commit that ``folder`` is a snapshot of; None for local and embedded models.
     """
 
@@ -50,6 +50,20 @@ class ModelReference:
     def config(self) -> dict[str, Any]:
         """Return the content of ``config.json``."""
         return _read_config(self.folder, self.name)
+
+    def input_side(self) -> int | None:
+        """Return the side of the crop that ``preprocessor_config.json`` asks for, in pixels, if it says.
+
+        The hub's DINOv2 models carry position codes for 518 pixels but are published for use at 224.
+        """
+        path = self.folder / _PREPROCESSOR
+        if not path.is_file():
+            return None
+        try:
+            crop = json.loads(path.read_text(encoding="utf-8")).get("crop_size")
+            return int(crop["height"] if isinstance(crop, dict) else crop) if crop else None
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"model '{self.name}': {path} is not usable ({error}); download it again") from error
 
 
 def resolve_model(reference: str, revision: str | None = None) -> ModelReference:
@@ -142,7 +156,10 @@ def _verified(reference: str, folder: Path, revision: str | None, *, may_be_untr
         return ModelReference(reference, folder, {CONFIG: digest_file(folder / CONFIG)}, digest, trained=False)
     extra = [name for name in (CONFIG, _PREPROCESSOR) if (folder / name).is_file()]
     files = {name: _cached_digest(folder / name) for name in sorted([*names, *extra])}
-    return ModelReference(reference, folder, files, digest_json(files), trained=True, revision=revision)
+    # Exported random weights say so themselves.
+    mark = config.get("rfss")
+    trained = not (isinstance(mark, dict) and mark.get("trained") is False)
+    return ModelReference(reference, folder, files, digest_json(files), trained=trained, revision=revision)
 
 
 def _read_config(folder: Path, reference: str) -> dict[str, Any]:

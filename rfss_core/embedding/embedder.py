@@ -1,0 +1,170 @@
+"""Embedders: from slices to vectors whose distance says how alike two slices look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rfss_core.digest import digest_json
+from rfss_core.embedding import preprocess as preprocessing
+from rfss_core.embedding.slices import as_slice
+from rfss_core.errors import ModelError
+from rfss_core.presets import Preset
+from rfss_core.settings import EmbeddingSettings
+from rfss_core.weights import ModelReference, load_checkpoint, resolve_device, resolve_model
+
+MODEL_TYPES = frozenset({"dinov2", "dinov2_with_registers"})
+
+
+class Embedder(Protocol):
+    """What turns slices into embeddings."""
+
+    @property
+    def name(self) -> str:
+        """The model as the user named it."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Digest of weights and preprocessing: same digest, same embeddings on the same kind of device."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Components of an embedding."""
+        ...
+
+    @property
+    def trained(self) -> bool:
+        """False where the weights are random."""
+        ...
+
+    def embed(self, slices: Sequence[npt.ArrayLike], batch_size: int | None = None) -> npt.NDArray[np.float32]:
+        """Return L2-normalised embeddings float32 [N, D] of slices [H, W] or [H, W, 3] in [0, 1]."""
+        ...
+
+
+class Dinov2Embedder:
+    """The class token of DINOv2, with or without registers (Oquab et al., 2023; Darcet et al., 2023).
+
+    Args:
+        reference: verified weights.
+        device: where to run.
+        batch_size: slices in one forward pass, unless :meth:`embed` is told otherwise.
+
+    Raises:
+        ModelError: another architecture, weights that do not fit, or an unusable image size.
+    """
+
+    def __init__(self, reference: ModelReference, device: torch.device, batch_size: int = 32) -> None:
+        from transformers import AutoModel
+
+        self._reference = reference
+        self._device = device
+        self._batch_size = batch_size
+        # The checkpoints of some exporters lack the mask token, which only pretraining uses.
+        self._model: Any = load_checkpoint(reference, AutoModel, MODEL_TYPES, optional=("mask_token",)).to(device)
+        config: Any = self._model.config
+        self._patch = _side(config.patch_size, reference, "patch_size")
+        self._short_side = reference.input_side() or _side(config.image_size, reference, "image_size")
+        self._dim = int(config.hidden_size)
+
+    @property
+    def name(self) -> str:
+        """The model as the user named it."""
+        return self._reference.name
+
+    @property
+    def digest(self) -> str:
+        """Digest of weights and preprocessing."""
+        return digest_json(
+            {
+                "weights": self._reference.digest,
+                "preprocessing": preprocessing.VERSION,
+                "short_side": self._short_side,
+            }
+        )
+
+    @property
+    def dim(self) -> int:
+        """Components of an embedding."""
+        return self._dim
+
+    @property
+    def trained(self) -> bool:
+        """False where the weights are random."""
+        return self._reference.trained
+
+    @property
+    def reference(self) -> ModelReference:
+        """The weights: their files' sha256 and, for a hub model, the commit."""
+        return self._reference
+
+    @torch.inference_mode()
+    def embed(self, slices: Sequence[npt.ArrayLike], batch_size: int | None = None) -> npt.NDArray[np.float32]:
+        """Embed slices.
+
+        Slices that are resized to the same size share forward passes, whatever their order; an embedding does not
+        depend on its company beyond float32 rounding.
+
+        Args:
+            slices: each [H, W] or [H, W, 3]; floats in [0, 1], or uint8.
+            batch_size: slices in one forward pass. Default: the embedder's.
+
+        Returns:
+            float32 [N, D], L2-normalised.
+
+        Raises:
+            GeometryError: a slice of another shape.
+            PixelError: NaN, infinite or unscaled pixels.
+            ModelError: the model returned numbers that are not finite.
+        """
+        size = batch_size or self._batch_size
+        images = [as_slice(image, f"slice {i}") for i, image in enumerate(slices)]
+        by_shape: dict[tuple[int, int], list[int]] = {}
+        for i, image in enumerate(images):
+            shape = preprocessing.fitted_shape(image.shape[0], image.shape[1], self._short_side, self._patch)
+            by_shape.setdefault(shape, []).append(i)
+        result = np.empty((len(images), self._dim), dtype=np.float32)
+        for shape, members in by_shape.items():
+            for start in range(0, len(members), size):
+                rows = members[start : start + size]
+                pixels = torch.stack([preprocessing.preprocess(images[i], shape) for i in rows]).to(self._device)
+                tokens = self._model(pixel_values=pixels).last_hidden_state[:, 0].double()
+                result[rows] = torch.nn.functional.normalize(tokens, dim=1).float().cpu().numpy()
+        if not np.isfinite(result).all():
+            raise ModelError(f"model '{self.name}' returned embeddings that are not finite; its weights are damaged")
+        return result
+
+
+def load_embedder(settings: EmbeddingSettings, preset: Preset, device: str = "auto") -> Dinov2Embedder:
+    """Load the DINOv2 that the settings, else the preset, name.
+
+    Args:
+        settings: model, revision and batch size.
+        preset: source of what the settings leave open.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``.
+
+    Returns:
+        The embedder, in evaluation mode.
+
+    Raises:
+        ModelNotFoundError: nothing at the reference, or the hub is out of reach.
+        ModelError: pickled weights, another architecture, or weights that do not fit their configuration.
+        SettingsError: a device that this machine lacks.
+    """
+    # The preset's revision pins the preset's model, not another one.
+    revision = settings.revision or (preset.embedding_revision if settings.model is None else None)
+    reference = resolve_model(settings.model or preset.embedding_model, revision)
+    return Dinov2Embedder(reference, resolve_device(device), settings.batch_size)
+
+
+def _side(value: Any, reference: ModelReference, what: str) -> int:
+    side = value if isinstance(value, int) else (value[0] if len(set(value)) == 1 else 0)
+    if side < 1:
+        raise ModelError(f"model '{reference.name}': {what} {value} is not a square; choose another model")
+    return int(side)

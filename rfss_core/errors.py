@@ -87,6 +87,15 @@ class UnsafePathError(CaseError, PermissionError):
     __str__ = Exception.__str__
 
 
+class DownloadError(InputError, ConnectionError):
+    """A public data set cannot be fetched, or what came is not what was asked for."""
+
+    reason = "download"
+
+    # OSError's __str__ rearranges its arguments; ours is one sentence.
+    __str__ = Exception.__str__
+
+
 class TooManyQuarantinedError(InputError):
     """More of the input is unusable than ``max_quarantined_fraction`` allows."""
 

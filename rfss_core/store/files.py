@@ -1,0 +1,307 @@
+"""Files of a workspace: one folder or one prefix of an object store.
+
+Everything that RFSS keeps goes through :class:`Files`, so that durability and path safety are decided once.
+Locally a file is written beside its place, synced, renamed, and its folder synced, so that a crash leaves the old
+bytes or the new ones. Object stores make a put visible as a whole, which is the same promise.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import zarr
+from fsspec.core import url_to_fs
+
+from rfss_core.errors import InputError, RfssError, StorageFullError, StoreError, UnsafePathError
+
+_LOCAL_SCHEMES = ("file://", "local://")
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_PARTIAL = re.compile(r".+\.[0-9a-f]{32}\.partial")
+"""Temporary files of :meth:`Files.write_bytes` and of zarr's ``LocalStore`` (``<name>.<uuid4 hex>.partial``)."""
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,149}")
+
+
+def safe_name(name: str, what: str) -> str:
+    """Return ``name`` if it can be one part of a stored path.
+
+    Args:
+        name: 1 to 150 ASCII letters, digits, ``.``, ``_`` and ``-``, not starting with ``.`` or ``-``.
+        what: the noun for the message, for example ``case id``.
+
+    Raises:
+        UnsafePathError: the name holds anything else.
+    """
+    if not _NAME.fullmatch(name):
+        raise UnsafePathError(
+            f"{what} '{name}' cannot name a stored folder; use 1 to 150 ASCII letters, digits, '.', '_' and '-'"
+        )
+    return name
+
+
+class Files:
+    """Byte storage under one root, addressed by relative POSIX paths.
+
+    Cheap to create; pickles as its URL. Different processes may write different paths at the same time.
+    Credentials and end points of object stores come from their own environment variables or fsspec's configuration.
+
+    Args:
+        url: local folder, ``file://`` URL, or any URL that fsspec knows (``s3://bucket/prefix``, ``memory://x``).
+
+    Raises:
+        InputError: fsspec does not know the URL's scheme, or the package that serves it is not installed.
+    """
+
+    def __init__(self, url: str | Path) -> None:
+        text = str(url)
+        self.root: Path | None = None
+        self._fs: Any = None
+        self._base = ""
+        scheme = next((known for known in _LOCAL_SCHEMES if text.startswith(known)), None)
+        if scheme is not None or "://" not in text:
+            self.root = Path(os.path.abspath(Path(text.removeprefix(scheme or "")).expanduser()))  # noqa: PTH100
+            self.url = str(self.root)
+            return
+        self.url = text.rstrip("/")
+        try:
+            # A listing that another process's writes do not refresh would make resume lie.
+            self._fs, self._base = url_to_fs(self.url, use_listings_cache=False)
+        except (ValueError, ImportError) as error:
+            raise InputError(f"workspace '{self.url}' cannot be opened: {error}") from error
+        self._base = self._base.rstrip("/")
+
+    def __repr__(self) -> str:
+        return f"Files({self.url!r})"
+
+    def __reduce__(self) -> tuple[type[Files], tuple[str]]:
+        return (Files, (self.url,))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the root is a folder of this machine."""
+        return self.root is not None
+
+    def local_path(self, path: str) -> Path | None:
+        """Return the local path, or None where the root is not a folder of this machine.
+
+        Raises:
+            UnsafePathError: the path is absolute, holds ``..``, or a link leads it out of the root.
+        """
+        parts = _parts(path)
+        if self.root is None:
+            return None
+        found = self.root.joinpath(*parts)
+        root = self.root.resolve()
+        if not found.resolve().is_relative_to(root):
+            raise UnsafePathError(f"path '{path}' leaves the workspace '{self.root}' through a link; remove the link")
+        return found
+
+    def exists(self, path: str) -> bool:
+        """Return whether a file or folder is there."""
+        local = self.local_path(path)
+        with self._storing("looking for", path):
+            return local.exists() if local is not None else bool(self._fs.exists(self._remote(path)))
+
+    def read_bytes(self, path: str) -> bytes:
+        """Return a file's bytes.
+
+        Raises:
+            StoreError: the file is missing or cannot be read.
+        """
+        local = self.local_path(path)
+        with self._storing("reading", path):
+            return local.read_bytes() if local is not None else bytes(self._fs.cat_file(self._remote(path)))
+
+    def read_many(self, paths: Iterable[str]) -> dict[str, bytes]:
+        """Return the bytes of those files that exist; object stores are asked for all of them at once."""
+        wanted = list(paths)
+        if self.is_local:
+            found = {}
+            for path in wanted:
+                local = self.local_path(path)
+                with self._storing("reading", path):
+                    if local is not None and local.is_file():
+                        found[path] = local.read_bytes()
+            return found
+        remote = {self._remote(path): path for path in wanted}
+        if not remote:
+            return {}
+        with self._storing("reading", wanted[0]):
+            answers = self._fs.cat(list(remote), on_error="return")
+        found = {}
+        for name, value in answers.items():
+            path = remote[name]
+            if isinstance(value, bytes):
+                found[path] = value
+            elif not isinstance(value, FileNotFoundError):
+                raise StoreError(f"reading '{path}' in workspace '{self.url}' failed: {value}") from value
+        return found
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Write a file atomically and durably: after a crash it is there as a whole or not at all.
+
+        Raises:
+            StorageFullError: no space is left; nothing of the file remains.
+            StoreError: the file cannot be written.
+        """
+        local = self.local_path(path)
+        with self._storing("writing", path):
+            if local is None:
+                self._fs.pipe_file(self._remote(path), data)
+                return
+            _make_folders(local.parent)
+            partial = local.with_name(f"{local.name}.{uuid.uuid4().hex}.partial")
+            try:
+                with partial.open("wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                partial.replace(local)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+            _sync(local.parent)
+
+    def names(self, path: str) -> list[str]:
+        """Return the sorted names directly in a folder (one listing); empty where there is no such folder."""
+        local = self.local_path(path)
+        with self._storing("listing", path):
+            if local is not None:
+                found = os.listdir(local) if local.is_dir() else []  # noqa: PTH208
+            else:
+                try:
+                    found = [PurePosixPath(name).name for name in self._fs.ls(self._remote(path), detail=False)]
+                except FileNotFoundError:
+                    found = []
+        return sorted(name for name in found if not _PARTIAL.fullmatch(name))
+
+    def remove(self, path: str) -> None:
+        """Remove one file durably; a missing one is no error."""
+        local = self.local_path(path)
+        with self._storing("removing", path):
+            if local is not None:
+                if local.exists():
+                    local.unlink()
+                    _sync(local.parent)
+            elif self._fs.exists(self._remote(path)):
+                self._fs.rm_file(self._remote(path))
+
+    def remove_tree(self, path: str) -> None:
+        """Remove a folder and all below it durably; a missing one is no error."""
+        if not _parts(path):
+            raise UnsafePathError(f"the workspace '{self.url}' itself is never removed; name a folder in it")
+        local = self.local_path(path)
+        with self._storing("removing", path):
+            if local is not None:
+                if local.exists():
+                    shutil.rmtree(local)
+                    _sync(local.parent)
+            elif self._fs.exists(self._remote(path)):
+                self._fs.rm(self._remote(path), recursive=True)
+
+    def sync_tree(self, path: str) -> None:
+        """Force a folder that another library wrote to disk: its files, its folders, and the way to it."""
+        local = self.local_path(path)
+        if local is None or self.root is None:
+            return
+        with self._storing("syncing", path):
+            for folder, _, files in os.walk(local):
+                for name in files:
+                    _sync(Path(folder, name))
+                _sync(Path(folder))
+            above = local
+            while above not in (self.root, above.parent):
+                above = above.parent
+                _sync(above)
+
+    def sweep_partials(self, *, older_than_s: float = 3600.0) -> list[str]:
+        """Remove temporary files that killed writers left behind, and return their paths.
+
+        Args:
+            older_than_s: seconds since the file's last change; younger ones may belong to a writer at work.
+        """
+        if self.root is None:
+            return []
+        swept = []
+        now = time.time()
+        with self._storing("sweeping", "."):
+            for folder, _, files in os.walk(self.root):
+                for name in files:
+                    if not _PARTIAL.fullmatch(name):
+                        continue
+                    path = Path(folder, name)
+                    status = path.lstat()
+                    if stat.S_ISREG(status.st_mode) and now - status.st_mtime >= older_than_s:
+                        path.unlink(missing_ok=True)
+                        swept.append(path.relative_to(self.root).as_posix())
+        return sorted(swept)
+
+    def zarr_store(self, path: str, *, read_only: bool) -> zarr.storage.StoreLike:
+        """Return a zarr store rooted at a folder, so that zarr touches nothing beside it."""
+        local = self.local_path(path)
+        if local is not None:
+            return zarr.storage.LocalStore(local, read_only=read_only)
+        return zarr.storage.FsspecStore.from_url(
+            f"{self.url}/{'/'.join(_parts(path))}",
+            storage_options={"use_listings_cache": False},
+            read_only=read_only,
+        )
+
+    @contextmanager
+    def writing(self, path: str) -> Iterator[None]:
+        """Turn errors of other libraries that write below ``path`` into RFSS's own."""
+        self.local_path(path)
+        with self._storing("writing", path):
+            yield
+
+    def _remote(self, path: str) -> str:
+        return "/".join((self._base, *_parts(path)))
+
+    @contextmanager
+    def _storing(self, action: str, path: str) -> Iterator[None]:
+        try:
+            yield
+        except RfssError:
+            raise
+        except OSError as error:
+            if error.errno in _FULL:
+                raise StorageFullError(
+                    f"no space left while {action} '{path}' in workspace '{self.url}'; free some and start the same "
+                    "command again: finished work is kept"
+                ) from error
+            hint = "" if error.errno != errno.EACCES else "; check the folder's permissions"
+            raise StoreError(f"{action} '{path}' in workspace '{self.url}' failed: {error}{hint}") from error
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path:
+        raise UnsafePathError(f"path '{path}' may leave the workspace; use a relative path without '..' and '\\'")
+    return pure.parts
+
+
+def _make_folders(folder: Path) -> None:
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        new.mkdir(exist_ok=True)
+        _sync(new.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -54,7 +54,7 @@ class Dinov2Embedder:
     Args:
         reference: verified weights.
         device: where to run.
-        batch_size: slices in one forward pass, unless :meth:`embed` is told otherwise.
+        batch_size: slices in one forward pass, unless :meth:`embed` is told otherwise; kept as an attribute.
 
     Raises:
         ModelError: another architecture, weights that do not fit, or an unusable image size.
@@ -65,7 +65,7 @@ class Dinov2Embedder:
 
         self._reference = reference
         self._device = device
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         # The checkpoints of some exporters lack the mask token, which only pretraining uses.
         self._model: Any = load_checkpoint(reference, AutoModel, MODEL_TYPES, optional=("mask_token",)).to(device)
         config: Any = self._model.config
@@ -123,7 +123,7 @@ class Dinov2Embedder:
             PixelError: NaN, infinite or unscaled pixels.
             ModelError: the model returned numbers that are not finite.
         """
-        size = batch_size or self._batch_size
+        size = batch_size or self.batch_size
         images = [as_slice(image, f"slice {i}") for i, image in enumerate(slices)]
         by_shape: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(images):

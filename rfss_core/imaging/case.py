@@ -1,0 +1,53 @@
+"""Cases: one volume or image of one patient, and what discovery says about the files it saw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["nifti", "dicom", "raster"]
+UNKNOWN_MODALITY = "unknown"
+
+
+@dataclass(frozen=True)
+class CaseSource:
+    """Where one case comes from. Picklable; opens nothing."""
+
+    case_id: str
+    """Safe ASCII (letters, digits, ``.``, ``_``, ``-``), unique, depends on ``name`` alone."""
+    name: str
+    """Relative path without extension, with ``/`` between folders: names the output."""
+    patient: str
+    modality: str
+    """DICOM Modality (``MR``, ``CT``, ...), else ``unknown``."""
+    kind: Kind
+    image: Path | tuple[Path, ...]
+    """The file, or the files of a DICOM series."""
+    label: Path | None
+    """The expert's label map, or None for a case to label."""
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A file or case that was set aside."""
+
+    name: str
+    """The case's name; for a file that became no case, its relative path with extension."""
+    reason: str
+    """Stable slug such as ``unsafe_path``."""
+    message: str
+    """One sentence: what is wrong and what to do."""
+    patient: str | None = None
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What :func:`rfss_core.imaging.discover` found: every file is in exactly one of the three lists."""
+
+    cases: list[CaseSource]
+    """Sorted by name."""
+    quarantined: list[Quarantined]
+    """Sorted by name."""
+    ignored: list[str]
+    """Relative paths of hidden files and of files that are no images (``labels:`` before those of the labels)."""

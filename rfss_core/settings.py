@@ -20,6 +20,7 @@ PresetName = Literal["tiny", "fast", "paper", "best"]
 Strategy = Literal["dino", "random"]
 SegmenterName = Literal["sam2-memory", "label-fusion"]
 SupportMaskMode = Literal["meta", "direct"]
+MergeRule = Literal["logits", "softmax", "exclusive"]
 
 
 class _Model(BaseModel):
@@ -130,7 +131,14 @@ class SegmentationSettings(_Model):
         0.0, description="A class whose object score (logit) is not above this is absent. None: no gate."
     )
     use_object_pointers: bool = Field(True, description="Let object pointers join the memories.")
-    batch_size: int = Field(16, ge=1, le=1024, description="Queries in one forward pass.")
+    merging: MergeRule = Field(
+        "logits",
+        description="How classes share pixels. logits: the highest logit above 0. softmax: soft aggregation. "
+        "exclusive: the official predictor's non-overlap rule.",
+    )
+    batch_size: int = Field(16, ge=1, le=1024, description="Queries in one forward pass, if they fit into memory.")
+    host_cache_mb: int = Field(1024, ge=0, description="Memories kept in main memory, MiB.")
+    device_cache_mb: int = Field(2048, ge=0, description="Memories kept on the accelerator, MiB.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Arithmetic of the models.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>. auto takes CUDA where there is one.")
 
@@ -256,9 +264,11 @@ def readable(error: ValidationError) -> str:
     parts = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"]) or "settings"
-        message = item["msg"].removeprefix("Value error, ")
-        given = "" if item["type"] == "missing" or isinstance(item["input"], dict) else f" (got {item['input']!r})"
-        parts.append(f"{where}: {message}{given}")
+        missing = item["type"] == "missing"
+        message = "is missing; give it as an option or in the YAML file" if missing else item["msg"]
+        message = message.removeprefix("Value error, ")
+        given = "" if missing or isinstance(item["input"], dict) else f" (got {item['input']!r})"
+        parts.append(f"{where} {message}" if missing else f"{where}: {message}{given}")
     return "; ".join(parts)
 
 

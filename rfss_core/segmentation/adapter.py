@@ -1,0 +1,231 @@
+"""The interface between the engine and the modules of a SAM 2 network, whoever wrote those modules.
+
+The data flow is that of ``SAM2VideoPredictor`` (Ravi et al., "SAM 2: Segment Anything in Images and Videos",
+arXiv:2408.00714; code facebookresearch/sam2), cut where memories can be kept: image -> features, features + mask ->
+memory, features + memories -> conditioned features, conditioned features -> masks.
+
+Letters in shapes: B batch, N side of the square network input, S = N / 16 side of its feature grid, D width of the
+network (256), M width of a memory (64).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What the engine must know about a network, read from its configuration."""
+
+    image_size: int
+    """N: side of the square input, pixels."""
+    grid: int
+    """S: side of the feature grid that memories and attention live on."""
+    hidden_dim: int
+    """D: width of features and object pointers."""
+    memory_dim: int
+    """M: width of spatial memories and of pointer tokens."""
+    heads: int
+    """Heads of the memory attention."""
+    rope_theta: float
+    """Base of the rotary position code."""
+    pointer_positions: bool
+    """SAM 2.1: pointers carry a code of their distance in frames. SAM 2.0: they carry none."""
+    max_pointers: int
+    """Frames over which that distance is normalised, at most."""
+    multimask: bool
+    """Decode three masks and keep the one with the highest predicted IoU; else the decoder's single-mask path."""
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the image encoder says about a batch of images."""
+
+    coarse: Tensor
+    """[B, D, S, S], stride 16."""
+    middle: Tensor
+    """[B, D / 4, 2 S, 2 S], stride 8, after the decoder's ``conv_s1``."""
+    fine: Tensor
+    """[B, D / 8, 4 S, 4 S], stride 4, after the decoder's ``conv_s0``."""
+
+    def __len__(self) -> int:
+        return len(self.coarse)
+
+    def take(self, rows: Tensor) -> ImageFeatures:
+        """Return the features of these rows, in this order.
+
+        Args:
+            rows: int64 [n], rows of the batch; may repeat.
+        """
+        return ImageFeatures(self.coarse[rows], self.middle[rows], self.fine[rows])
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the mask decoder says about a batch."""
+
+    logits: Tensor
+    """float32 [B, 4 S, 4 S], not gated by the object score."""
+    predicted_iou: Tensor
+    """float32 [B] in [0, 1]."""
+    object_score: Tensor
+    """float32 [B], a logit: above 0 the object is there."""
+    token: Tensor
+    """[B, D]: output token of the chosen mask, from which object pointers are made."""
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """The four projections of one attention."""
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    out: nn.Linear
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer of the memory attention (pre-norm: self-attention, cross-attention, feed-forward with ReLU)."""
+
+    self_attention: AttentionWeights
+    cross_attention: AttentionWeights
+    norm1: nn.LayerNorm
+    norm2: nn.LayerNorm
+    norm3: nn.LayerNorm
+    linear1: nn.Linear
+    linear2: nn.Linear
+    activation: nn.Module
+
+
+@dataclass(frozen=True)
+class MemoryAttentionWeights:
+    """All parameters of the memory attention."""
+
+    layers: tuple[LayerWeights, ...]
+    norm: nn.LayerNorm
+    temporal_position: Tensor
+    """[M]: what every conditioning memory's position carries (``maskmem_tpos_enc[-1]``)."""
+    image_position: Tensor
+    """[S * S, D]: sine code of the query's features."""
+    memory_position: Tensor
+    """[S * S, M]: sine code of a memory."""
+    pointer_position: nn.Module
+    """[..., D] -> [..., M]: projection of a pointer's sine code (SAM 2.1), identity for SAM 2.0."""
+
+
+class Sam2Adapter(ABC):
+    """One SAM 2 network behind the five operations that the engine needs; all run without gradients."""
+
+    traits: Traits
+    device: torch.device
+    dtype: torch.dtype
+    memory_attention: MemoryAttentionWeights
+
+    @abstractmethod
+    def encode_image(self, pixels: Tensor) -> ImageFeatures:
+        """Run the image encoder.
+
+        Args:
+            pixels: [B, 3, N, N], standardised with the ImageNet statistics, of the adapter's dtype and device.
+        """
+
+    @abstractmethod
+    def encode_memory(self, coarse: Tensor, mask_logits: Tensor, present: Tensor) -> Tensor:
+        """Run the memory encoder.
+
+        Args:
+            coarse: [B, D, S, S] features of the support slices.
+            mask_logits: [B, 1, N, N]: 20 m - 10 for a mask m in [0, 1].
+            present: bool [B]: whether the object is in the slice; where it is not, SAM 2.1 adds
+                ``no_obj_embed_spatial``.
+
+        Returns:
+            [B, M, S, S] spatial memories.
+        """
+
+    @abstractmethod
+    def prompt_mask(self, mask: Tensor) -> Tensor:
+        """Turn masks into dense prompts: ``mask_downsample``, then the prompt encoder's mask embedding.
+
+        Args:
+            mask: [B, 1, N, N] in [0, 1].
+
+        Returns:
+            [B, D, S, S] dense prompt embeddings.
+        """
+
+    @abstractmethod
+    def decode(
+        self,
+        features: ImageFeatures,
+        conditioned: Tensor,
+        *,
+        multimask: bool,
+        dense_prompt: Tensor | None = None,
+        points: tuple[Tensor, Tensor] | None = None,
+    ) -> Decoded:
+        """Run the prompt encoder and the mask decoder.
+
+        Args:
+            features: of the B images; the finer levels are used.
+            conditioned: [B, D, S, S]: coarse features, conditioned on memories or not.
+            multimask: three masks, of which the one with the highest predicted IoU is returned; else the single-mask
+                path, which follows the configuration's ``dynamic_multimask_via_stability``.
+            dense_prompt: [B, D, S, S] from :meth:`prompt_mask`; None: the learned no-mask embedding.
+            points: coordinates float [B, P, 2] (x, y in pixels of the N x N input) and labels int [B, P] (1 positive,
+                0 negative, -1 not a point); None: no points.
+        """
+
+    @abstractmethod
+    def project_pointer(self, token: Tensor) -> Tensor:
+        """Turn output tokens [B, D] into object pointers [B, D]."""
+
+    @property
+    @abstractmethod
+    def no_object_pointer(self) -> Tensor:
+        """[1, D]: the pointer of an object that is not there."""
+
+    @property
+    @abstractmethod
+    def no_memory_embedding(self) -> Tensor:
+        """[D]: added to coarse features that no memory conditions (point prompts on a single image)."""
+
+    def encode_pointer(self, features: ImageFeatures, mask: Tensor, present: Tensor) -> Tensor:
+        """Return the object pointers of support slices.
+
+        As ``SAM2Base._use_mask_as_output``: the decoder sees the raw coarse features with the mask as prompt, keeps
+        mask token 0, and the learned no-object pointer replaces the result if the decoder's object score or the mask
+        itself says absent.
+
+        Args:
+            features: of the B support slices.
+            mask: [B, 1, N, N] in [0, 1].
+            present: bool [B].
+
+        Returns:
+            [B, D].
+        """
+        decoded = self.decode(features, features.coarse, multimask=False, dense_prompt=self.prompt_mask(mask))
+        pointer = self.project_pointer(decoded.token)
+        shown = ((decoded.object_score > 0) & present)[:, None].to(pointer.dtype)
+        return shown * pointer + (1 - shown) * self.no_object_pointer
+
+
+def choose_best(masks: Tensor, predicted_iou: Tensor, tokens: Tensor, object_score: Tensor) -> Decoded:
+    """Keep, of each image's candidate masks, the one with the highest predicted IoU.
+
+    Args:
+        masks: [B, m, 4 S, 4 S].
+        predicted_iou: [B, m].
+        tokens: [B, m or 1, D]: one token a mask, or one for all.
+        object_score: [B, 1].
+    """
+    best = predicted_iou.argmax(dim=-1)
+    rows = torch.arange(len(best), device=best.device)
+    token = tokens[rows, best] if tokens.shape[1] > 1 else tokens[:, 0]
+    return Decoded(masks[rows, best].float(), predicted_iou[rows, best].float(), object_score[:, 0].float(), token)

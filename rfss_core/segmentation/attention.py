@@ -1,0 +1,208 @@
+"""Memory attention over many queries, classes and shared supports at once.
+
+The same numbers as SAM 2's memory attention (Ravi et al., arXiv:2408.00714; ``sam2/modeling/memory_attention.py``),
+ordered so that nothing is computed twice: a support's keys and values are projected once for all queries that share
+it, and the first self-attention, which knows neither class nor support, once for all classes of a query.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from rfss_core.segmentation.adapter import AttentionWeights, LayerWeights, MemoryAttentionWeights, Traits
+
+
+class Rotary:
+    """Axial rotary position code of an S x S grid (``compute_axial_cis`` of the official code).
+
+    Args:
+        grid: S.
+        head_dim: width of one attention head.
+        theta: base of the frequencies.
+        device: where the tables live.
+    """
+
+    def __init__(self, grid: int, head_dim: int, theta: float, device: torch.device) -> None:
+        quarter = head_dim // 4
+        frequencies = theta ** -(torch.arange(0, head_dim, 4)[:quarter].float() / head_dim)
+        cell = torch.arange(grid * grid)
+        angles = torch.cat(
+            [torch.outer((cell % grid).float(), frequencies), torch.outer((cell // grid).float(), frequencies)], dim=1
+        )
+        self.cosine = angles.cos().to(device)
+        self.sine = angles.sin().to(device)
+
+    def rotate(self, tokens: Tensor) -> Tensor:
+        """Rotate pairs of channels by their cell's angles, in float32.
+
+        Args:
+            tokens: [..., S * S, head_dim].
+        """
+        even, odd = tokens.float().reshape(*tokens.shape[:-1], -1, 2).unbind(-1)
+        turned = torch.stack((even * self.cosine - odd * self.sine, even * self.sine + odd * self.cosine), dim=-1)
+        return turned.flatten(-2).to(tokens.dtype)
+
+
+def sine_code(positions: Tensor, dim: int) -> Tensor:
+    """Return the 1-D sine position code of the Transformer (``get_1d_sine_pe``).
+
+    Args:
+        positions: float32 [n].
+        dim: width of the code.
+
+    Returns:
+        float32 [n, dim].
+    """
+    half = dim // 2
+    index = torch.arange(half, dtype=torch.float32, device=positions.device)
+    angles = positions[:, None] / 10000 ** (2 * (index // 2) / half)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class MemoryAttention:
+    """Conditions query features on memories.
+
+    Args:
+        weights: parameters of the network's memory attention.
+        traits: what the network is.
+        device: where it computes.
+        dtype: its arithmetic.
+    """
+
+    def __init__(
+        self, weights: MemoryAttentionWeights, traits: Traits, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.weights = weights
+        self.traits = traits
+        self.dtype = dtype
+        self.heads = traits.heads
+        head_dim = weights.layers[0].self_attention.query.out_features // traits.heads
+        self.rotary = Rotary(traits.grid, head_dim, traits.rope_theta, device)
+        self._memory_position = weights.memory_position.to(device) + weights.temporal_position.float()
+        self._image_position = weights.image_position.to(device, dtype)
+
+    @torch.inference_mode()
+    def start(self, coarse: Tensor) -> Tensor:
+        """Run what no memory touches: the input's position code and the first layer's self-attention.
+
+        Args:
+            coarse: [Q, D, S, S].
+
+        Returns:
+            [Q, S * S, D], to be repeated for each class.
+        """
+        tokens = coarse.flatten(2).transpose(1, 2) + 0.1 * self._image_position
+        return self._self_attention(self.weights.layers[0], tokens)
+
+    @torch.inference_mode()
+    def project(self, layer: int, memories: Tensor) -> tuple[Tensor, Tensor]:
+        """Project spatial memories to keys (rotated) and values of one layer.
+
+        Args:
+            layer: which layer.
+            memories: [U, S * S, M].
+
+        Returns:
+            keys and values, each [U, heads, S * S, D / heads].
+        """
+        attention = self.weights.layers[layer].cross_attention
+        keys = self._split(attention.key((memories.float() + self._memory_position).to(self.dtype)))
+        values = self._split(attention.value(memories.to(self.dtype)))
+        return self.rotary.rotate(keys), values
+
+    @torch.inference_mode()
+    def pointer_tokens(self, pointers: Tensor) -> tuple[Tensor, Tensor]:
+        """Cut object pointers into tokens and give them their temporal position.
+
+        The supports are the frames 0 to k - 1 of a video whose frame k is the query, as in the official order.
+
+        Args:
+            pointers: [P, k, D].
+
+        Returns:
+            tokens [P, k * D / M, M] and their positions [k * D / M, M].
+        """
+        pairs, k, width = pointers.shape
+        parts = width // self.traits.memory_dim
+        tokens = pointers.reshape(pairs, k * parts, self.traits.memory_dim)
+        if not self.traits.pointer_positions:
+            return tokens, torch.zeros_like(tokens[0])
+        span = min(k + 1, self.traits.max_pointers) - 1
+        distance = torch.arange(k, 0, -1, dtype=torch.float32, device=pointers.device) / span
+        code = self.weights.pointer_position(sine_code(distance, width).to(self.dtype))
+        return tokens, code.repeat_interleave(parts, dim=0)
+
+    @torch.inference_mode()
+    def condition(self, started: Tensor, memories: Tensor, supports: Tensor, pointers: Tensor | None) -> Tensor:
+        """Run the rest of the memory attention for P pairs of a query and a class.
+
+        Args:
+            started: [P, S * S, D] from :meth:`start`, one row a pair.
+            memories: [U, S * S, M]: the distinct spatial memories.
+            supports: int64 [P, k]: which of the U memories each pair attends to, in the order of the video.
+            pointers: [P, k, D] object pointers, or None to leave them out.
+
+        Returns:
+            [P, D, S, S] conditioned features.
+        """
+        tokens = started
+        extra = None if pointers is None else self.pointer_tokens(pointers.to(self.dtype))
+        for index, layer in enumerate(self.weights.layers):
+            if index > 0:
+                tokens = self._self_attention(layer, tokens)
+            # One layer's keys and values at a time: all of them together would be the peak of memory.
+            keys, values = self.project(index, memories)
+            tokens = self._cross_attention(layer, tokens, keys, values, supports, extra)
+            tokens = tokens + layer.linear2(layer.activation(layer.linear1(layer.norm3(tokens))))
+        grid = self.traits.grid
+        normed: Tensor = self.weights.norm(tokens)
+        return normed.transpose(1, 2).reshape(len(normed), -1, grid, grid)
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        return tokens.reshape(*tokens.shape[:-1], self.heads, -1).transpose(-3, -2)
+
+    @staticmethod
+    def _merge(tokens: Tensor) -> Tensor:
+        return tokens.transpose(-3, -2).flatten(-2)
+
+    def _self_attention(self, layer: LayerWeights, tokens: Tensor) -> Tensor:
+        weights = layer.self_attention
+        normed = layer.norm1(tokens)
+        attended = scaled_dot_product_attention(
+            self.rotary.rotate(self._split(weights.query(normed))),
+            self.rotary.rotate(self._split(weights.key(normed))),
+            self._split(weights.value(normed)),
+        )
+        projected: Tensor = weights.out(self._merge(attended))
+        return tokens + projected
+
+    def _cross_attention(
+        self,
+        layer: LayerWeights,
+        tokens: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        supports: Tensor,
+        extra: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        weights = layer.cross_attention
+        query = self.rotary.rotate(self._split(weights.query(layer.norm2(tokens))))
+        gathered_keys = self._gather(keys, supports)
+        gathered_values = self._gather(values, supports)
+        if extra is not None:
+            more_keys, more_values = self._project_pointers(weights, *extra)
+            gathered_keys = torch.cat([gathered_keys, more_keys], dim=2)
+            gathered_values = torch.cat([gathered_values, more_values], dim=2)
+        attended = scaled_dot_product_attention(query, gathered_keys, gathered_values)
+        projected: Tensor = weights.out(self._merge(attended))
+        return tokens + projected
+
+    def _project_pointers(self, weights: AttentionWeights, tokens: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        return self._split(weights.key(tokens + position)), self._split(weights.value(tokens))
+
+    @staticmethod
+    def _gather(projected: Tensor, supports: Tensor) -> Tensor:
+        """[U, heads, S * S, d] and [P, k] -> [P, heads, k * S * S, d]."""
+        return projected[supports].transpose(1, 2).flatten(2, 3)

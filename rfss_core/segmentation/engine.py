@@ -1,0 +1,181 @@
+"""The batched SAM 2 few-shot engine: queries x classes against memories that are encoded once.
+
+The procedure of Zhao et al., "Retrieval-augmented Few-shot Medical Image Segmentation with Foundation Models"
+(arXiv:2408.08813, section III-C): retrieved slices and their masks become SAM 2 memories, memory attention conditions
+the query on them, and the mask decoder runs without any prompt. In mode ``meta`` the numbers are those of the official
+``SAM2VideoPredictor`` run on the video [support 0, ..., support k - 1, query].
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rfss_core.digest import digest_json
+from rfss_core.segmentation.adapter import Decoded, Sam2Adapter
+from rfss_core.segmentation.attention import MemoryAttention
+from rfss_core.segmentation.batching import bytes_per_query, free_bytes, run_in_batches
+from rfss_core.segmentation.encoding import SupportEncoder
+from rfss_core.segmentation.memory import BoundedCache, Memory, MemoryBank
+from rfss_core.segmentation.merging import gate, merge
+from rfss_core.segmentation.preprocess import prepare_image, to_native
+from rfss_core.segmentation.segmenter import Neighbours, Segmentation, Slice, Supports, check_request
+from rfss_core.settings import SegmentationSettings, SupportMaskMode
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """One query of a batch and one class, with the addresses of the memories that it attends to, in order."""
+
+    row: int
+    plane: int
+    keys: tuple[str, ...]
+
+
+class MemorySegmenter:
+    """The ``sam2-memory`` segmenter.
+
+    Supports without a class are kept as negative evidence: their memory is that of an empty mask. A class that none of
+    a query's supports has is run all the same, as the official predictor would.
+
+    Args:
+        adapter: the network.
+        bank: where memories are kept.
+        settings: gate, pointers, merging, batch size, caches.
+        mode: how support masks reach the memory encoder.
+        trained: whether the weights were ever trained.
+    """
+
+    def __init__(
+        self,
+        adapter: Sam2Adapter,
+        bank: MemoryBank,
+        settings: SegmentationSettings,
+        *,
+        mode: SupportMaskMode,
+        trained: bool,
+    ) -> None:
+        self.adapter = adapter
+        self.bank = bank
+        self.settings = settings
+        self.mode = mode
+        self.trained = trained
+        self.encoder = SupportEncoder(adapter, bank, mode)
+        self.attention = MemoryAttention(adapter.memory_attention, adapter.traits, adapter.device, adapter.dtype)
+        self._resident: BoundedCache[Tensor] = BoundedCache(settings.device_cache_mb * 2**20, lambda item: item.nbytes)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of weights, mode, arithmetic and the settings that decide labels."""
+        return digest_json(
+            {
+                "segmenter": "sam2-memory",
+                "memories": self.bank.identity,
+                "object_score_threshold": self.settings.object_score_threshold,
+                "use_object_pointers": self.settings.use_object_pointers,
+                "merging": self.settings.merging,
+            }
+        )
+
+    @torch.inference_mode()
+    def segment(
+        self,
+        queries: Sequence[Slice],
+        neighbours: Sequence[Neighbours],
+        support: Supports,
+        *,
+        classes: Sequence[int] | None = None,
+        keep_logits: bool = True,
+    ) -> list[Segmentation]:
+        """Label slices; see :meth:`rfss_core.segmentation.segmenter.Segmenter.segment`."""
+        values = check_request(queries, neighbours, support, classes)
+        most = max((len(found.indices) for found in neighbours), default=1)
+
+        def run(rows: Sequence[int]) -> list[Segmentation]:
+            batch = [queries[row] for row in rows]
+            decoded = self._decode(batch, [neighbours[row] for row in rows], support, values)
+            return [
+                self._finish(batch[row].shape[:2], planes, values, keep_logits=keep_logits)
+                for row, planes in enumerate(decoded)
+            ]
+
+        return run_in_batches(range(len(queries)), self._batch_limit(most, len(values)), run)
+
+    def _batch_limit(self, k: int, classes: int) -> int:
+        needed = bytes_per_query(self.adapter.traits, k, classes, self.adapter.dtype.itemsize)
+        return max(1, min(self.settings.batch_size, free_bytes(self.adapter.device) // (2 * needed)))
+
+    def _decode(
+        self, queries: Sequence[Slice], neighbours: Sequence[Neighbours], support: Supports, values: list[int]
+    ) -> list[list[Decoded]]:
+        size = self.adapter.traits.image_size
+        wanted = {int(index) for found in neighbours for index in found.indices}
+        memories, addresses = self.encoder.memories(support, sorted(wanted), values, self.settings.batch_size)
+        pixels = torch.stack([prepare_image(query, size) for query in queries])
+        features = self.adapter.encode_image(pixels.to(self.adapter.device, self.adapter.dtype))
+        started = self.attention.start(features.coarse)
+        decoded: list[list[Decoded | None]] = [[None] * len(values) for _ in queries]
+        for pairs in _pairs_by_length(neighbours, addresses, values):
+            rows = torch.tensor([pair.row for pair in pairs], device=self.adapter.device)
+            conditioned = self._attend(started[rows], pairs, memories)
+            outputs = self.adapter.decode(features.take(rows), conditioned, multimask=self.adapter.traits.multimask)
+            for position, pair in enumerate(pairs):
+                decoded[pair.row][pair.plane] = _row(outputs, position)
+        return [[plane for plane in planes if plane is not None] for planes in decoded]
+
+    def _attend(self, started: Tensor, pairs: Sequence[_Pair], memories: dict[str, Memory]) -> Tensor:
+        distinct = list(dict.fromkeys(key for pair in pairs for key in pair.keys))
+        position = {key: index for index, key in enumerate(distinct)}
+        spatial = torch.stack([self._on_device(key, memories[key]) for key in distinct])
+        supports = torch.tensor([[position[key] for key in pair.keys] for pair in pairs], device=spatial.device)
+        pointers = None
+        if self.settings.use_object_pointers:
+            pointers = torch.stack([memories[key].pointer for key in distinct]).to(spatial.device)[supports]
+        return self.attention.condition(started, spatial, supports, pointers)
+
+    def _on_device(self, key: str, memory: Memory) -> Tensor:
+        if self.adapter.device.type == "cpu":
+            return memory.spatial
+        tensor = self._resident.get(key)
+        if tensor is None:
+            tensor = memory.spatial.to(self.adapter.device, non_blocking=True)
+            self._resident.put(key, tensor)
+        return tensor
+
+    def _finish(
+        self, shape: tuple[int, ...], planes: Sequence[Decoded], values: list[int], *, keep_logits: bool
+    ) -> Segmentation:
+        scores = torch.cat([plane.object_score for plane in planes])
+        low = torch.cat([plane.logits for plane in planes])
+        raw = to_native(low, (shape[0], shape[1]))
+        gated = gate(raw, scores, self.settings.object_score_threshold)
+        index, _ = merge(gated, self.settings.merging)
+        names = np.array([0, *values], dtype=np.uint8)
+        return Segmentation(
+            labels=names[index.cpu().numpy()],
+            object_score=scores.cpu().numpy(),
+            predicted_iou=torch.cat([plane.predicted_iou for plane in planes]).cpu().numpy(),
+            logits=raw.cpu().numpy() if keep_logits else None,
+        )
+
+
+def _pairs_by_length(
+    neighbours: Sequence[Neighbours], addresses: dict[tuple[int, int], str], values: list[int]
+) -> list[list[_Pair]]:
+    """Return all pairs of the batch, those with the same number of supports together."""
+    groups: dict[int, list[_Pair]] = defaultdict(list)
+    for plane, value in enumerate(values):
+        for row, found in enumerate(neighbours):
+            keys = tuple(addresses[int(index), value] for index in found.indices)
+            groups[len(keys)].append(_Pair(row, plane, keys))
+    return list(groups.values())
+
+
+def _row(decoded: Decoded, position: int) -> Decoded:
+    part = slice(position, position + 1)
+    return Decoded(decoded.logits[part], decoded.predicted_iou[part], decoded.object_score[part], decoded.token[part])

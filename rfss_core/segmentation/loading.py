@@ -1,0 +1,88 @@
+"""From settings and a preset to a SAM 2 segmenter."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from rfss_core.digest import digest_json
+from rfss_core.errors import SettingsError
+from rfss_core.presets import Preset
+from rfss_core.segmentation.adapter import Sam2Adapter
+from rfss_core.segmentation.engine import MemorySegmenter
+from rfss_core.segmentation.memory import ENCODING_VERSION, MemoryBank, MemoryStore
+from rfss_core.segmentation.transformers_adapter import TransformersAdapter
+from rfss_core.settings import SegmentationSettings
+from rfss_core.weights import load_checkpoint, resolve_model
+
+# Hub configurations of SAM 2 say either; both hold the parameters of the video model.
+_MODEL_TYPES = ("sam2_video", "sam2")
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that a setting names.
+
+    Args:
+        name: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:<n>``.
+
+    Raises:
+        SettingsError: an unknown name, or a device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
+        raise SettingsError(f"device '{name}' is not known; use auto, cpu, cuda or cuda:<n>")
+    device = torch.device(name)
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise SettingsError(f"device '{name}' is not in this machine; use auto or cpu")
+    return device
+
+
+def load_adapter(model: str, revision: str | None, device: torch.device, dtype: torch.dtype) -> LoadedAdapter:
+    """Load a SAM 2 network.
+
+    Args:
+        model: hub id, local folder, or ``embedded:<name>``.
+        revision: hub commit.
+        device: where it computes.
+        dtype: its arithmetic.
+
+    Returns:
+        The adapter, the weights' digest, and whether they were trained.
+
+    Raises:
+        ModelNotFoundError: no such model.
+        ModelError: not a SAM 2 network, or broken weights.
+    """
+    from transformers import Sam2VideoModel
+
+    reference = resolve_model(model, revision)
+    network = load_checkpoint(reference, Sam2VideoModel, _MODEL_TYPES)
+    return LoadedAdapter(TransformersAdapter(network, device, dtype), reference.digest, reference.trained)
+
+
+class LoadedAdapter:
+    """An adapter with the digest of its weights."""
+
+    def __init__(self, adapter: Sam2Adapter, digest: str, trained: bool) -> None:
+        self.adapter = adapter
+        self.digest = digest
+        self.trained = trained
+
+
+def load_memory_segmenter(
+    settings: SegmentationSettings, preset: Preset, memories: MemoryStore | None
+) -> MemorySegmenter:
+    """Build the ``sam2-memory`` segmenter; see :func:`rfss_core.segmentation.segmenter.load_segmenter`."""
+    device = choose_device(settings.device)
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    # The preset's revision belongs to the preset's model alone.
+    revision = settings.revision or (preset.segmentation_revision if settings.model is None else None)
+    loaded = load_adapter(settings.model or preset.segmentation_model, revision, device, dtype)
+    mode = settings.support_masks or preset.support_masks
+    identity = digest_json(
+        {"encoding": ENCODING_VERSION, "weights": loaded.digest, "mode": mode, "dtype": settings.dtype}
+    )
+    bank = MemoryBank(identity, settings.host_cache_mb * 2**20, memories)
+    return MemorySegmenter(loaded.adapter, bank, settings, mode=mode, trained=loaded.trained)

@@ -1,0 +1,158 @@
+"""SAM 2 as Hugging Face ``transformers`` carries it (``Sam2VideoModel``).
+
+Only its modules and weights are used. Its own video loop is no oracle: it encodes a memory from the mask that did not
+make the official round trip, and takes object pointers from the best of three tokens instead of token 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rfss_core.segmentation.adapter import (
+    AttentionWeights,
+    Decoded,
+    ImageFeatures,
+    LayerWeights,
+    MemoryAttentionWeights,
+    Sam2Adapter,
+    Traits,
+    choose_best,
+)
+
+
+class TransformersAdapter(Sam2Adapter):
+    """Adapter over a ``Sam2VideoModel``.
+
+    Args:
+        model: the network, in evaluation mode; it is moved to ``device`` and ``dtype``.
+        device: where it computes.
+        dtype: its arithmetic.
+    """
+
+    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype) -> None:
+        self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(requires_grad=False)
+        self.device = device
+        self.dtype = dtype
+        config = model.config
+        grid = model.prompt_encoder.image_embedding_size[0]
+        self.traits = Traits(
+            image_size=int(config.image_size),
+            grid=int(grid),
+            hidden_dim=int(model.hidden_dim),
+            memory_dim=int(model.mem_dim),
+            heads=int(config.memory_attention_num_attention_heads),
+            rope_theta=float(config.rope_parameters["rope_theta"]),
+            pointer_positions=bool(config.enable_temporal_pos_encoding_for_object_pointers),
+            max_pointers=int(config.max_object_pointers_in_encoder),
+            multimask=bool(
+                config.multimask_output_in_sam
+                and config.multimask_output_for_tracking
+                and config.multimask_min_pt_num <= 0 <= config.multimask_max_pt_num
+            ),
+        )
+        attention = model.memory_attention
+        neck = model.vision_encoder.neck
+        self.memory_attention = MemoryAttentionWeights(
+            layers=tuple(
+                LayerWeights(
+                    self_attention=_projections(layer.self_attn),
+                    cross_attention=_projections(layer.cross_attn_image),
+                    norm1=layer.layer_norm1,
+                    norm2=layer.layer_norm2,
+                    norm3=layer.layer_norm3,
+                    linear1=layer.linear1,
+                    linear2=layer.linear2,
+                    activation=layer.activation,
+                )
+                for layer in attention.layers
+            ),
+            norm=attention.layer_norm,
+            temporal_position=model.memory_temporal_positional_encoding[-1].reshape(-1),
+            image_position=self._sine(neck.position_encoding, self.traits.hidden_dim),
+            memory_position=self._sine(model.memory_encoder.position_encoding, self.traits.memory_dim),
+            pointer_position=model.temporal_positional_encoding_projection_layer,
+        )
+        self._image_wide_position = model.get_image_wide_positional_embeddings()
+
+    def _sine(self, module: Any, width: int) -> Tensor:
+        shape = torch.Size((1, width, self.traits.grid, self.traits.grid))
+        code: Tensor = module(shape, self.device, torch.float32)
+        return code[0].flatten(1).T.contiguous()
+
+    @torch.inference_mode()
+    def encode_image(self, pixels: Tensor) -> ImageFeatures:
+        """Run Hiera, the feature pyramid and the decoder's two side convolutions."""
+        fine, middle, coarse = self.model.vision_encoder(pixels, return_dict=True).fpn_hidden_states
+        decoder = self.model.mask_decoder
+        return ImageFeatures(coarse, decoder.conv_s1(middle), decoder.conv_s0(fine))
+
+    @torch.inference_mode()
+    def encode_memory(self, coarse: Tensor, mask_logits: Tensor, present: Tensor) -> Tensor:
+        """Run the memory encoder."""
+        memory: Tensor = self.model.memory_encoder(coarse, mask_logits.to(self.dtype))[0]
+        absent_code = self.model.occlusion_spatial_embedding_parameter
+        if absent_code is not None:
+            absent = (~present).to(memory.dtype)[:, None, None, None]
+            memory = memory + absent * absent_code[..., None, None]
+        return memory
+
+    @torch.inference_mode()
+    def prompt_mask(self, mask: Tensor) -> Tensor:
+        """Embed masks as dense prompts."""
+        dense: Tensor = self.model.prompt_encoder.mask_embed(self.model.mask_downsample(mask.to(self.dtype)))
+        return dense
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        features: ImageFeatures,
+        conditioned: Tensor,
+        *,
+        multimask: bool,
+        dense_prompt: Tensor | None = None,
+        points: tuple[Tensor, Tensor] | None = None,
+    ) -> Decoded:
+        """Run the prompt encoder and the mask decoder."""
+        count = len(conditioned)
+        if points is None:
+            points = (
+                torch.zeros(count, 1, 2, device=self.device, dtype=self.dtype),
+                torch.full((count, 1), -1, device=self.device, dtype=torch.int32),
+            )
+        sparse, dense = self.model.prompt_encoder(
+            input_points=points[0][:, None], input_labels=points[1][:, None], input_boxes=None, input_masks=None
+        )
+        masks, iou, tokens, score = self.model.mask_decoder(
+            image_embeddings=conditioned,
+            image_positional_embeddings=self._image_wide_position.expand(count, -1, -1, -1),
+            sparse_prompt_embeddings=sparse.to(self.dtype),
+            dense_prompt_embeddings=dense if dense_prompt is None else dense_prompt,
+            multimask_output=multimask,
+            high_resolution_features=[features.fine, features.middle],
+        )
+        return choose_best(masks[:, 0], iou[:, 0], tokens[:, 0], score[:, 0])
+
+    @torch.inference_mode()
+    def project_pointer(self, token: Tensor) -> Tensor:
+        """Turn output tokens into object pointers."""
+        pointer: Tensor = self.model.object_pointer_proj(token)
+        return pointer
+
+    @property
+    def no_object_pointer(self) -> Tensor:
+        """[1, D]."""
+        pointer: Tensor = self.model.no_object_pointer
+        return pointer
+
+    @property
+    def no_memory_embedding(self) -> Tensor:
+        """[D]."""
+        embedding: Tensor = self.model.no_memory_embedding
+        return embedding.reshape(-1)
+
+
+def _projections(module: Any) -> AttentionWeights:
+    return AttentionWeights(module.q_proj, module.k_proj, module.v_proj, module.o_proj)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 
 class ArrayCache:
-    """Least-recently-used cache of what a reader returns, by row.
+    """Least-recently-used cache of what a reader returns, by row; callers get copies.
 
     Safe to share between threads. Two threads that miss the same row at once may both read it; both get equal arrays.
 
@@ -37,11 +37,8 @@ class ArrayCache:
         with self._lock:
             if row in self._kept:
                 self._kept.move_to_end(row)
-                return self._kept[row]
+                return self._kept[row].copy()
         array = self._read(row)
-        # A caller that wrote into a kept array would change what the next caller reads.
-        array = array.view()
-        array.flags.writeable = False
         with self._lock:
             if row not in self._kept and array.nbytes <= self._max_bytes:
                 self._kept[row] = array
@@ -49,4 +46,6 @@ class ArrayCache:
                 while self._bytes > self._max_bytes:
                     _, dropped = self._kept.popitem(last=False)
                     self._bytes -= dropped.nbytes
-        return array
+        # Copies go out: a caller that wrote into a kept array would change what the next one reads, and torch refuses
+        # arrays that are not writeable.
+        return array.copy()

@@ -169,11 +169,11 @@ class SupportSet:
         return np.array([[value in row for value in self.class_values] for row in found], dtype=np.bool_)
 
     def image(self, i: int) -> Slice:
-        """Return slice i: float32 [H, W] or [H, W, 3] in [0, 1], not writeable."""
+        """Return slice i: float32 [H, W] or [H, W, 3] in [0, 1]; a copy."""
         return self._images[int(self._rows[i])]
 
     def mask(self, i: int) -> Mask:
-        """Return the label map of slice i: uint8 [H, W], not writeable."""
+        """Return the label map of slice i: uint8 [H, W]; a copy."""
         return self._masks[int(self._rows[i])]
 
     def item_digest(self, i: int) -> str:

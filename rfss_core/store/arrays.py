@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +37,11 @@ def write_array(
     inner: tuple[int, ...] | None = None,
     shard_axis: int = 0,
     names: tuple[str, ...] | None = None,
+    separator: Literal["/", "."] = ".",
 ) -> str:
-    """Write one array, force it to disk, read it back and return its digest.
+    """Write one array and return the digest that it must read back as.
+
+    It is not safe yet: force its folder to disk with :meth:`Files.sync_tree`, then :func:`confirm_array`.
 
     Args:
         files: the workspace's files.
@@ -48,6 +51,8 @@ def write_array(
             axes as many rows as make about 64 KiB).
         shard_axis: the axis along which inner chunks join into shards of about 128 MB.
         names: names of the axes.
+        separator: ``.`` keeps a shard beside its ``zarr.json``; ``/``, OME-Zarr's own, nests a folder for each axis,
+            each of which has to be synced.
 
     Returns:
         sha256 of dtype, shape and content, as 64 hexadecimal digits.
@@ -55,7 +60,6 @@ def write_array(
     Raises:
         ValueError: dtype, axes or chunk shape that cannot be stored.
         StorageFullError: no space is left.
-        CorruptStoreError: what was read back is not what was written.
     """
     if data.dtype.kind not in "biufc" or data.ndim == 0:
         raise ValueError(
@@ -65,7 +69,6 @@ def write_array(
     chunks = inner if inner is not None else _default_inner(data)
     if len(chunks) != data.ndim or any(size < 1 for size in chunks):
         raise ValueError(f"chunk shape {chunks} does not fit array '{path}' of shape {data.shape}; give one per axis")
-    expected = digest_array(data)
     with files.writing(path):
         array = zarr.create_array(
             files.zarr_store(path, read_only=False),
@@ -75,18 +78,26 @@ def write_array(
             shards=_shards(data, chunks, shard_axis),
             compressors=[ZstdCodec(level=1, checksum=True)],
             fill_value=0,
+            chunk_key_encoding={"name": "default", "separator": separator},
             dimension_names=names,
             config={"write_empty_chunks": True},
         )
         array[...] = data
-    files.sync_tree(path)
+    return digest_array(data)
+
+
+def confirm_array(files: Files, path: str, expected: str) -> None:
+    """Read an array back and compare its digest.
+
+    Raises:
+        CorruptStoreError: what was read back is not what was written.
+    """
     found = digest_stored(files, path)
     if found != expected:
         raise CorruptStoreError(
             f"array '{path}' in workspace '{files.url}' read back as {found[:16]}, not {expected[:16]} as written; "
             "check the disk or the object store and start again"
         )
-    return found
 
 
 def open_array(files: Files, path: str) -> zarr.Array[Any]:

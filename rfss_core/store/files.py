@@ -15,6 +15,7 @@ import stat
 import time
 import uuid
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,6 +29,7 @@ _LOCAL_SCHEMES = ("file://", "local://")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _PARTIAL = re.compile(r".+\.[0-9a-f]{32}\.partial")
 """Temporary files of :meth:`Files.write_bytes` and of zarr's ``LocalStore`` (``<name>.<uuid4 hex>.partial``)."""
+_SYNC_THREADS = 8
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,149}")
 
 
@@ -208,20 +210,27 @@ class Files:
             elif self._fs.exists(self._remote(path)):
                 self._fs.rm(self._remote(path), recursive=True)
 
-    def sync_tree(self, path: str) -> None:
-        """Force a folder that another library wrote to disk: its files, its folders, and the way to it."""
+    def make_folder(self, path: str) -> None:
+        """Create a folder durably, for another library to write into; object stores need none."""
         local = self.local_path(path)
-        if local is None or self.root is None:
+        if local is not None:
+            with self._storing("creating", path):
+                _make_folders(local)
+
+    def sync_tree(self, path: str) -> None:
+        """Force to disk what another library wrote into a folder of :meth:`make_folder`."""
+        local = self.local_path(path)
+        if local is None:
             return
         with self._storing("syncing", path):
-            for folder, _, files in os.walk(local):
-                for name in files:
-                    _sync(Path(folder, name))
-                _sync(Path(folder))
-            above = local
-            while above not in (self.root, above.parent):
-                above = above.parent
-                _sync(above)
+            files, folders = [], []
+            for folder, _, names in os.walk(local):
+                folders.append(Path(folder))
+                files += [Path(folder, name) for name in names]
+            # Side by side, so that the file system's journal commits them together.
+            with ThreadPoolExecutor(min(_SYNC_THREADS, 1 + len(files))) as pool:
+                list(pool.map(_sync, files))
+                list(pool.map(_sync, folders))
 
     def sweep_partials(self, *, older_than_s: float = 3600.0) -> list[str]:
         """Remove temporary files that killed writers left behind, and return their paths.

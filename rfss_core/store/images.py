@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +19,9 @@ import zarr
 
 from rfss_core.digest import digest_bytes
 from rfss_core.errors import StoreError
-from rfss_core.imaging.case import CaseSource
-from rfss_core.imaging.grid import SourceGrid
-from rfss_core.imaging.intensity import IntensityWindow, normalise
-from rfss_core.store.arrays import open_array, reading, write_array
+from rfss_core.imaging import CaseSource, IntensityWindow, SourceGrid, Volume, normalise
+from rfss_core.store.arrays import confirm_array, open_array, reading, write_array
 from rfss_core.store.files import Files, safe_name
-
-if TYPE_CHECKING:
-    from rfss_core.imaging import Volume
 
 OME_VERSION = "0.5"
 EXPERT = "expert"
@@ -85,6 +80,7 @@ def write_image(
     height, width = (max(1, size) for size in pixels.shape[1:3])
     inner = (1, height, width)
     axes = ("c", "z", "y", "x") if colour else ("z", "y", "x")
+    files.make_folder(folder)
     pixel_digest = write_array(
         files,
         f"{folder}/0",
@@ -92,23 +88,26 @@ def write_image(
         inner=(stored.shape[0], *inner) if colour else inner,
         shard_axis=1 if colour else 0,
         names=axes,
+        separator="/",
     )
-    outputs = {f"{folder}/0": pixel_digest}
+    arrays = {f"{folder}/0": pixel_digest}
+    groups: dict[str, dict[str, Any]] = {}
     label_digest = ""
     if label is not None:
         labels = f"{folder}/labels"
-        label_digest = write_array(files, f"{labels}/{EXPERT}/0", label, inner=inner, names=("z", "y", "x"))
-        outputs[f"{labels}/{EXPERT}/0"] = label_digest
+        path = f"{labels}/{EXPERT}/0"
+        label_digest = write_array(files, path, label, inner=inner, names=("z", "y", "x"), separator="/")
+        arrays[path] = label_digest
         image_label = {
             "colors": [{"label-value": value, "rgba": _rgba(value)} for value in _classes(label)],
             "source": {"image": "../../"},
         }
         multiscales = _multiscales(EXPERT, ("z", "y", "x"), volume.spacing)
-        described = _ome(multiscales=multiscales) | {"image-label": image_label}
-        outputs |= _write_group(files, f"{labels}/{EXPERT}", {"ome": described})
-        outputs |= _write_group(files, labels, {"ome": _ome(labels=[EXPERT])})
+        groups[f"{labels}/{EXPERT}"] = {"ome": _ome(multiscales=multiscales) | {"image-label": image_label}}
+        groups[labels] = {"ome": _ome(labels=[EXPERT])}
     grid = volume.grid
-    attributes = {
+    # Last, so that a torn case does not even look like an image group.
+    groups[folder] = {
         "ome": _ome(multiscales=_multiscales(case.name, axes, volume.spacing)),
         "rfss": {
             "case_id": case.case_id,
@@ -124,9 +123,14 @@ def write_image(
             "grid": grid.to_json(),
         },
     }
-    # Last, so that a torn case does not even look like an image group.
-    outputs |= _write_group(files, folder, attributes)
-    return WrittenImage(outputs, pixel_digest, label_digest)
+    for path, attributes in groups.items():
+        with files.writing(path):
+            zarr.create_group(files.zarr_store(path, read_only=False), attributes=attributes)
+    files.sync_tree(folder)
+    for path, digest in arrays.items():
+        confirm_array(files, path, digest)
+    metadata = {f"{path}/zarr.json": digest_bytes(files.read_bytes(f"{path}/zarr.json")) for path in groups}
+    return WrittenImage(arrays | metadata, pixel_digest, label_digest)
 
 
 class StoredCase:
@@ -236,6 +240,8 @@ class StoredCase:
 
     @cached_property
     def _pixels(self) -> zarr.Array[Any]:
+        # The group is written last: without it the case is missing or torn.
+        _ = self._attributes
         return open_array(self.files, f"{self.folder}/0")
 
     @cached_property
@@ -246,14 +252,6 @@ class StoredCase:
                 return dict(group.attrs["rfss"])  # type: ignore[arg-type]
         except FileNotFoundError as error:
             raise StoreError(f"workspace '{self.files.url}' has no case '{self.case_id}'; ingest it first") from error
-
-
-def _write_group(files: Files, path: str, attributes: dict[str, Any]) -> dict[str, str]:
-    with files.writing(path):
-        zarr.create_group(files.zarr_store(path, read_only=False), attributes=attributes)
-    files.sync_tree(path)
-    metadata = f"{path}/zarr.json"
-    return {metadata: digest_bytes(files.read_bytes(metadata))}
 
 
 def _ome(**content: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 
 from rfss_core.digest import digest_json
-from rfss_core.imaging.case import Quarantined
+from rfss_core.imaging import Quarantined
 from rfss_core.store.files import Files
 from rfss_core.store.records import Record
 from rfss_core.store.stages import read_table, write_table

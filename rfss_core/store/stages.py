@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from rfss_core.digest import digest_bytes
 from rfss_core.errors import CorruptStoreError, StoreError, UnsafePathError
-from rfss_core.store.arrays import digest_stored, read_array, write_array
+from rfss_core.store.arrays import confirm_array, digest_stored, read_array, write_array
 from rfss_core.store.files import Files, safe_name
 from rfss_core.store.records import Record, Records, Status
 
@@ -74,13 +74,17 @@ class StageStore:
             CorruptStoreError: what was read back is not what was written.
         """
         folder = self.folder(chunk_id)
+        array_paths = {name: self._path(folder, name) for name in sorted(arrays)}
+        table_paths = {name: self._path(folder, name) + _TABLE for name in sorted(tables or {})}
         self.remove(chunk_id)
+        self.files.make_folder(folder)
         outputs = {}
-        for name in sorted(arrays):
-            path = self._path(folder, name)
+        for name, path in array_paths.items():
             outputs[path] = write_array(self.files, path, arrays[name], inner=(inner_chunks or {}).get(name))
-        for name in sorted(tables or {}):
-            path = self._path(folder, name) + _TABLE
+        self.files.sync_tree(folder)
+        for path, digest in outputs.items():
+            confirm_array(self.files, path, digest)
+        for name, path in table_paths.items():
             outputs[path] = write_table(self.files, path, (tables or {})[name])
         return outputs
 

@@ -6,23 +6,18 @@ import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from rfss_core.digest import digest_json
 from rfss_core.errors import CaseError, CorruptStoreError, InputError, InputNotFoundError, StoreError
-from rfss_core.imaging.case import CaseSource, Quarantined
-from rfss_core.imaging.intensity import IntensityWindow
+from rfss_core.imaging import CaseSource, IntensityWindow, Quarantined, Volume
 from rfss_core.store.files import Files
 from rfss_core.store.images import StoredCase, image_folder, write_image
 from rfss_core.store.manifest import CaseRow, Manifest, slice_contents
 from rfss_core.store.records import Record, Records
 from rfss_core.store.stages import StageStore, verify_outputs
-
-if TYPE_CHECKING:
-    from rfss_core.imaging import Volume
 
 FORMAT = "rfss-workspace"
 FORMAT_VERSION = 1

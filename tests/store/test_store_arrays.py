@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from rfss_core.digest import digest_array
 from rfss_core.errors import CorruptStoreError, StoreError
 from rfss_core.store import arrays
-from rfss_core.store.arrays import digest_stored, open_array, read_array, write_array
+from rfss_core.store.arrays import confirm_array, digest_stored, open_array, read_array, write_array
 from rfss_core.store.files import Files
 
 NUMBERS = st.one_of(
@@ -39,6 +39,7 @@ def test_any_numbers_round_trip_and_digest(tmp_path: Path, data: np.ndarray, sha
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arrays, "SHARD_BYTES", shard_bytes)
         digest = write_array(files, "x", data)
+        confirm_array(files, "x", digest)
         assert digest == digest_array(data) == digest_stored(files, "x")
     np.testing.assert_array_equal(read_array(files, "x"), data)
     assert read_array(files, "x").dtype == data.dtype.newbyteorder("=")
@@ -65,7 +66,7 @@ def test_shards_hold_whole_inner_chunks_up_to_the_limit(
 def test_background_is_stored_and_a_lost_shard_is_not_read_as_background(tmp_path: Path) -> None:
     files = Files(tmp_path)
     write_array(files, "mask", np.zeros((4, 8, 8), np.uint8))
-    shards = [path for path in (tmp_path / "mask" / "c").rglob("*") if path.is_file()]
+    shards = [path for path in (tmp_path / "mask").iterdir() if path.name != "zarr.json"]
     assert len(shards) == 1
     assert not read_array(files, "mask").any()
     shards[0].unlink()
@@ -122,3 +123,11 @@ def test_every_flipped_byte_is_an_error_or_harmless(tmp_path: Path) -> None:
         path.write_bytes(sound)
     assert flips > 500
     assert digest_stored(files, "x") == digest
+
+
+def test_what_reads_back_otherwise_is_refused(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    digest = write_array(files, "x", np.arange(6))
+    confirm_array(files, "x", digest)
+    with pytest.raises(CorruptStoreError, match="read back as"):
+        confirm_array(files, "x", digest_array(np.arange(7)))

@@ -116,7 +116,7 @@ def test_a_flipped_byte_or_a_lost_file_is_found_by_verify(tmp_path: Path) -> Non
 def test_damage_is_an_error_on_reading_too(tmp_path: Path) -> None:
     stage = Workspace.open(tmp_path).stage("segment", "k")
     write(stage, "c1", 1)
-    shard = tmp_path / "stages/segment/k/c1/case-1/labels/c/0/0/0"
+    shard = tmp_path / "stages/segment/k/c1/case-1/labels/c.0.0.0"
     torn = bytearray(shard.read_bytes())
     torn[5] ^= 0xFF
     shard.write_bytes(torn)

@@ -120,7 +120,7 @@ def test_importing_the_library_is_free() -> None:
 
 def test_the_page_runs() -> None:
     page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
-    snippet = page.split("```python\n# snippet: library\n", 1)[1].split("```", 1)[0]
+    snippet = page.split("```python # snippet: library\n", 1)[1].split("```", 1)[0]
     scope: dict[str, object] = {}
     exec(snippet, scope)
     result = scope["result"]

@@ -55,8 +55,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 	@echo "set-up done: $(VENV)"
 
-demo: $(STAMP)  ## Label a cohort of cardiac phantoms, end to end, in under three minutes
+$(DEMO)/.cohort: rfss_core/phantom/*.py | $(STAMP)
 	@$(BIN)/python -m rfss_core.phantom "$(DEMO)" --patients 16 --labelled 10 --seed 0
+	@touch $@
+
+demo: $(STAMP) $(DEMO)/.cohort  ## Label a cohort of cardiac phantoms, end to end, in under three minutes
 	@status=0; \
 	$(BIN)/rfss label "$(DEMO)/images" --labels "$(DEMO)/labels" --workspace "$(DEMO)/workspace" \
 	  --preset tiny --dataset phantom-demo --seed 0 || status=$$?; \

@@ -79,8 +79,8 @@ def write_cohort(
 
 def _write(volume: npt.NDArray[Any], affine: npt.NDArray[np.float64], signs: tuple[int, ...], path: Path) -> None:
     """Write [Z, H, W] as NIfTI with axes (column, row, slice), reversing the axes whose sign is -1."""
-    image = nib.Nifti1Image(volume.transpose(2, 1, 0), affine)  # type: ignore[no-untyped-call]
-    image = image.as_reoriented(np.array([[axis, sign] for axis, sign in enumerate(signs)]))  # type: ignore[no-untyped-call]
+    image = nib.Nifti1Image(volume.transpose(2, 1, 0), affine)
+    image = image.as_reoriented(np.array([[axis, sign] for axis, sign in enumerate(signs)]))
     image.set_qform(image.affine, code=1)
     image.set_sform(image.affine, code=1)
     image.header.set_xyzt_units("mm")

@@ -18,6 +18,7 @@ CLASSES: dict[int, str] = {1: "RV", 2: "Myo", 3: "LV"}
 
 _FINE = 2
 _THICKNESS = 0.8
+_BAND = 32
 
 
 class PhantomSettings(BaseModel):
@@ -89,7 +90,14 @@ class Phantom:
             labels[index] = self.anatomy.labels(x, y, depth, phase)
             # Two planes inside the excited slab: the partial volume that blurs the apex.
             slab = [depth + part * _THICKNESS * settings.step_mm / self._zoom for part in (-0.25, 0.25)]
-            tissues = self.anatomy.tissues(fine_x, fine_y, slab, phase)
+            # Bands of rows keep the intermediate arrays in the processor's cache: several times faster.
+            tissues = np.concatenate(
+                [
+                    self.anatomy.tissues(fine_x[row : row + _BAND], fine_y[row : row + _BAND], slab, phase)
+                    for row in range(0, len(fine_x), _BAND)
+                ],
+                axis=1,
+            )
             voxels = tissues.reshape(len(slab), settings.rows, _FINE, settings.columns, _FINE).transpose(1, 3, 0, 2, 4)
             pixels[index] = self.scanner.expose(voxels.reshape(settings.rows, settings.columns, -1), random)
         spacing = (settings.step_mm, settings.pixel_mm, settings.pixel_mm)

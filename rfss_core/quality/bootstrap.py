@@ -90,7 +90,7 @@ def patient_means(values: Sequence[float], patients: Sequence[str]) -> npt.NDArr
         if not math.isfinite(value):
             raise InputError(f"a value of patient '{patient}' is {value}; only finite values have a mean")
         groups.setdefault(patient, []).append(value)
-    return np.array([np.mean(sorted(groups[patient])) for patient in sorted(groups)], dtype=np.float64)
+    return np.array([math.fsum(groups[patient]) / len(groups[patient]) for patient in sorted(groups)])
 
 
 def _resample(means: npt.NDArray[np.float64], resamples: int, seed: int) -> tuple[float, float]:

@@ -45,7 +45,7 @@ def box_plot(dice: Mapping[str, Sequence[float]], colours: Mapping[str, str], th
     """
     names = list(dice)
     with _style():
-        figure, axes = _figure(6.4, 0.9 + 0.42 * len(names))
+        figure, axes = _figure(5.6, 0.9 + 0.55 * len(names))
         axes.axvline(threshold, color=_MUTED, linewidth=1, linestyle=(0, (3, 3)))
         for row, name in enumerate(names):
             values = np.asarray(dice[name], dtype=np.float64)

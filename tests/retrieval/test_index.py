@@ -66,6 +66,14 @@ def test_ties_wider_than_the_first_look_are_ordered_by_index() -> None:
     assert not distances.any()
 
 
+def test_what_float32_cannot_tell_apart_is_ranked_exactly() -> None:
+    rng = np.random.default_rng(3)
+    vectors = unit_vectors(units(1, 64, 0) + rng.normal(scale=1e-7, size=(400, 64)))[0]
+    queries = units(20, 64, 1)
+    rows, _ = FlatIndex(vectors).search(queries, 5)
+    assert np.array_equal(rows, brute_force(vectors, queries, 5, None)[0])
+
+
 def test_a_result_does_not_depend_on_its_company() -> None:
     vectors, queries = units(3000, 32, 1), units(200, 32, 2)
     index = FlatIndex(vectors, threads=2)

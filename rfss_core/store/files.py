@@ -289,6 +289,13 @@ class Files:
                 ) from error
             hint = "" if error.errno != errno.EACCES else "; check the folder's permissions"
             raise StoreError(f"{action} '{path}' in workspace '{self.url}' failed: {error}{hint}") from error
+        except Exception as error:
+            # Clients of object stores have error types of their own, such as botocore's missing credentials.
+            if self.is_local:
+                raise
+            raise StoreError(
+                f"{action} '{path}' in workspace '{self.url}' failed: {error}; check the URL, credentials and network"
+            ) from error
 
 
 def _parts(path: str) -> tuple[str, ...]:

@@ -81,6 +81,19 @@ def test_a_large_cohort_keeps_its_plan_and_its_mean() -> None:
     assert len(plan) - len(kept) <= 4
 
 
+def test_cuts_by_the_cap_are_content_defined_too() -> None:
+    """400 cases that end no run are cut by the cap alone: one case less must not move all the cuts behind it."""
+    names = [name for name in (f"c{n:04d}" for n in range(1500)) if _draw(name) > 0.5][:400]
+    plan = set(plan_chunks(table(dict.fromkeys(names, 1)), 8))
+    assert len(plan) > 15
+    changed = [
+        len(plan ^ set(plan_chunks(table(dict.fromkeys(set(names) - {names[gone]}, 1)), 8)))
+        for gone in range(0, 400, 7)
+    ]
+    assert np.mean(changed) < 3
+    assert max(changed) < 12
+
+
 def test_changed_content_changes_the_id_of_its_chunk_alone() -> None:
     cases = table({f"c{n:03d}": 10 for n in range(100)})
     before = plan_chunks(cases, TARGET)

@@ -26,9 +26,8 @@ import sys
 import numpy as np, pandas as pd
 from rfss_core.store import Workspace
 stage = Workspace.open(sys.argv[1]).stage("segment", "k")
-np.zeros(1)
 print("ready", flush=True)
-for number in range(int(sys.argv[2])):
+for number in range(*map(int, sys.argv[2:])):
     chunk = f"c{number:03d}"
     if stage.trusted(chunk, "in") is not None:
         continue
@@ -39,8 +38,9 @@ for number in range(int(sys.argv[2])):
 """
 
 
-def start_writer(root: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", WRITER, str(root), str(CHUNKS)], stdout=subprocess.PIPE, text=True)
+def start_writer(root: Path, *numbers: int) -> subprocess.Popen[str]:
+    arguments = [str(root), *map(str, numbers or (CHUNKS,))]
+    return subprocess.Popen([sys.executable, "-c", WRITER, *arguments], stdout=subprocess.PIPE, text=True)
 
 
 def check_trusted_is_sound(stage: StageStore) -> dict[str, dict[str, str]]:
@@ -57,9 +57,11 @@ def check_trusted_is_sound(stage: StageStore) -> dict[str, dict[str, str]]:
 def test_a_writer_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path, kills: int) -> None:
     draw = random.Random(7)
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    with start_writer(undisturbed) as writer:
-        writer.communicate(timeout=120)
-        assert writer.returncode == 0
+    # Two processes at once, each with chunks of its own.
+    with start_writer(undisturbed, 0, CHUNKS, 2) as even, start_writer(undisturbed, 1, CHUNKS, 2) as odd:
+        for writer in (even, odd):
+            writer.communicate(timeout=120)
+            assert writer.returncode == 0
     expected = check_trusted_is_sound(Workspace.open(undisturbed).stage("segment", "k"))
     assert len(expected) == CHUNKS
 

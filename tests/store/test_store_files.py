@@ -161,3 +161,16 @@ def test_unknown_scheme_and_unwritable_root_are_clear(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreError, match="writing"):
         Files(tmp_path / "file").write_bytes("x", b"1")
+
+
+def test_errors_of_an_object_stores_client_are_store_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoCredentialsError(Exception):
+        pass
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise NoCredentialsError("Unable to locate credentials")
+
+    files = Files("memory://refused")
+    monkeypatch.setattr(type(files._fs), "pipe_file", refuse)
+    with pytest.raises(StoreError, match="Unable to locate credentials; check the URL, credentials"):
+        files.write_bytes("x", b"1")

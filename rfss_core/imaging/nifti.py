@@ -187,7 +187,7 @@ def _declared(
     check_voxels(path.name, shape, settings)
     try:
         dtype = header.get_data_dtype()
-    except HeaderDataError as error:
+    except (HeaderDataError, KeyError) as error:
         raise UnreadableImageError(
             f"{path.name}: unknown NIfTI data type {int(header['datatype'])}; convert it to int16 or float32",
             reason="unsupported_dtype",

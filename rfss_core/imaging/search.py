@@ -38,7 +38,8 @@ def search(pattern: str, what: str) -> Found:
     Raises:
         InputNotFoundError: nothing is there.
     """
-    path = Path(pattern).expanduser()
+    # Workers may run in another folder.
+    path = Path(pattern).expanduser().absolute()
     if path.is_dir():
         found = Found(path)
         _walk(found, path)

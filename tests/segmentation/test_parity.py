@@ -1,0 +1,148 @@
+"""Parity of ``meta`` mode with the official ``SAM2VideoPredictor``, on random weights of the real sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rfss_core.segmentation.conversion import build_network, export_checkpoint, from_meta, to_meta
+from rfss_core.segmentation.engine import MemorySegmenter
+from rfss_core.segmentation.memory import MemoryBank
+from rfss_core.segmentation.merging import ABSENT_LOGIT
+from rfss_core.segmentation.meta_adapter import MetaAdapter
+from rfss_core.segmentation.official import OfficialSegmenter, build_predictor, without_pointers
+from rfss_core.segmentation.transformers_adapter import TransformersAdapter
+from rfss_core.settings import SegmentationSettings
+
+CPU, FLOAT32 = torch.device("cpu"), torch.float32
+TOLERANCE = 1e-3
+
+
+def randomised_predictor(size: str, version: str, image_size: int, seed: int) -> Any:
+    """Official network whose constant and nearly-zero parameters got a random scale, so that no path is silent."""
+    torch.manual_seed(seed)
+    predictor = build_predictor(size, version, image_size)
+    with torch.no_grad():
+        for name, parameter in sorted(predictor.named_parameters()):
+            if parameter.ndim == 1 or name.endswith(("pos_embed", "pos_embed_window")):
+                parameter.add_(torch.randn_like(parameter) * torch.rand(()) * 0.3)
+            elif parameter.shape[0] == 1 or name == "maskmem_tpos_enc":
+                parameter.copy_(torch.randn_like(parameter) * 0.3)
+            elif name.startswith("memory_attention") and name.endswith(("q_proj.weight", "k_proj.weight")):
+                # Untrained projections attend to everything alike, which would hide a wrong key.
+                parameter.mul_(3.0)
+    return predictor
+
+
+def lift_object_scores(predictor: Any, by: float) -> None:
+    with torch.no_grad():
+        predictor.sam_mask_decoder.pred_obj_score_head.layers[2].bias.add_(by)
+
+
+def engine(adapter: Any, *, pointers: bool = True, batch_size: int = 16) -> MemorySegmenter:
+    settings = SegmentationSettings(device="cpu", use_object_pointers=pointers, batch_size=batch_size)
+    return MemorySegmenter(adapter, MemoryBank("parity", 2**30), settings, mode="meta", trained=False)
+
+
+def assert_parity(ours: MemorySegmenter, theirs: OfficialSegmenter, queries: Any, found: Any, support: Any) -> None:
+    for mine, official in zip(
+        ours.segment(queries, found, support), theirs.segment(queries, found, support), strict=True
+    ):
+        np.testing.assert_allclose(mine.object_score, official.object_score, atol=TOLERANCE)
+        gated = np.where((mine.object_score > 0)[:, None, None], mine.logits, ABSENT_LOGIT)
+        np.testing.assert_allclose(gated, official.logits, atol=TOLERANCE, rtol=0)
+        # A pixel whose winner is decided by less than the tolerance may fall either way.
+        planes = np.sort(np.concatenate([np.zeros_like(official.logits[:1]), official.logits]), axis=0)
+        clear = planes[-1] - planes[-2] > 2 * TOLERANCE
+        np.testing.assert_array_equal(mine.labels[clear], official.labels[clear])
+
+
+@pytest.mark.parametrize("version", ["2.0", "2.1"])
+@pytest.mark.parametrize(("source", "k"), [("transformers", 1), ("transformers", 4), ("transformers", 16), ("meta", 4)])
+def test_parity_with_the_official_predictor(toys: Any, source: str, version: str, k: int) -> None:
+    predictor = randomised_predictor("t", version, 128, seed=k)
+    lift_object_scores(predictor, 0.5)
+    support = toys.shapes(k, without_square=(1, 3))
+    adapter = (
+        TransformersAdapter(build_network(predictor.state_dict(), 128), CPU, FLOAT32)
+        if source == "transformers"
+        else MetaAdapter(predictor, CPU, FLOAT32)
+    )
+    found = [toys.Found.of(*range(k)), toys.Found.of(*reversed(range(k)))][: 1 if k == 16 else 2]
+    queries = toys.queries[: len(found)]
+    assert_parity(engine(adapter), OfficialSegmenter(predictor), queries, found, support)
+
+
+@pytest.mark.parametrize("version", ["2.0", "2.1"])
+def test_parity_without_object_pointers(toys: Any, version: str) -> None:
+    predictor = randomised_predictor("t", version, 128, seed=3)
+    network = build_network(predictor.state_dict(), 128)
+    without_pointers(predictor)
+    ours = engine(TransformersAdapter(network, CPU, FLOAT32), pointers=False)
+    assert_parity(ours, OfficialSegmenter(predictor), toys.queries[:1], [toys.Found.of(0, 1)], toys.shapes(2))
+
+
+@pytest.mark.parametrize("lift", [-20.0, 20.0])
+def test_parity_where_the_decoder_says_absent_and_where_it_says_present(toys: Any, lift: float) -> None:
+    predictor = randomised_predictor("t", "2.1", 128, seed=4)
+    lift_object_scores(predictor, lift)
+    ours = engine(TransformersAdapter(build_network(predictor.state_dict(), 128), CPU, FLOAT32))
+    assert_parity(ours, OfficialSegmenter(predictor), toys.queries[:1], [toys.Found.of(0, 1)], toys.shapes(2))
+
+
+@pytest.mark.parametrize("version", ["2.0", "2.1"])
+def test_parity_of_a_class_that_no_retrieved_support_has(toys: Any, version: str) -> None:
+    predictor = randomised_predictor("t", version, 128, seed=5)
+    lift_object_scores(predictor, 1.0)
+    ours = engine(TransformersAdapter(build_network(predictor.state_dict(), 128), CPU, FLOAT32))
+    support = toys.shapes(3, without_square=(0, 1))
+    assert_parity(ours, OfficialSegmenter(predictor), toys.queries[:1], [toys.Found.of(0, 1)], support)
+
+
+@pytest.mark.parametrize("version", ["2.0", "2.1"])
+def test_parity_of_hiera_large(toys: Any, version: str) -> None:
+    predictor = randomised_predictor("l", version, 128, seed=6)
+    lift_object_scores(predictor, 0.5)
+    ours = engine(TransformersAdapter(build_network(predictor.state_dict(), 128), CPU, FLOAT32))
+    found = [toys.Found.of(0, 1, 2, 3)]
+    assert_parity(ours, OfficialSegmenter(predictor), toys.queries[:1], found, toys.shapes(4, without_square=(2,)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["2.0", "2.1"])
+@pytest.mark.parametrize(
+    ("size", "image_size", "k"),
+    [("t", 1024, 1), ("t", 1024, 4), ("t", 1024, 16), ("l", 256, 1), ("l", 256, 16), ("l", 1024, 1)],
+)
+@pytest.mark.timeout(1800)
+def test_parity_at_full_size(toys: Any, size: str, image_size: int, k: int, version: str) -> None:
+    predictor = randomised_predictor(size, version, image_size, seed=7)
+    lift_object_scores(predictor, 0.5)
+    ours = engine(TransformersAdapter(build_network(predictor.state_dict(), image_size), CPU, FLOAT32), batch_size=1)
+    support = toys.shapes(k, without_square=(1,))
+    query = [toys.draw(100, (200, 170))[0]]
+    assert_parity(ours, OfficialSegmenter(predictor), query, [toys.Found.of(*range(k))], support)
+
+
+@pytest.mark.parametrize("version", ["2.0", "2.1"])
+@pytest.mark.parametrize("size", ["t", "s", "b+", "l"])
+def test_parity_of_weights_after_conversion_there_and_back(size: str, version: str) -> None:
+    state = build_predictor(size, version, 128).state_dict()
+    network = build_network(state, 128)
+    there = to_meta(network.state_dict())
+    assert there.keys() == state.keys()
+    assert all(torch.equal(there[name], value) for name, value in state.items())
+    again = from_meta(there, network.state_dict())
+    assert all(torch.equal(again[name], value) for name, value in network.state_dict().items())
+
+
+def test_parity_of_an_exported_checkpoint(tmp_path: Any) -> None:
+    from sam2.build_sam import build_sam2
+
+    network = build_network(randomised_predictor("t", "2.1", 1024, seed=8).state_dict())
+    export_checkpoint(network, tmp_path / "exported.pt")
+    official = build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml", str(tmp_path / "exported.pt"), device="cpu")
+    assert all(torch.equal(to_meta(network.state_dict())[name], value) for name, value in official.state_dict().items())

@@ -263,7 +263,8 @@ def build_network(state: Mapping[str, Tensor], image_size: int = 1024) -> Any:
 
     network = Sam2VideoModel(build_config(find_size(state), version=find_version(state), image_size=image_size))
     network.load_state_dict(from_meta(state, network.state_dict()))
-    return network.eval()
+    network.train(mode=False)
+    return network
 
 
 def import_checkpoint(path: Path, folder: Path) -> None:

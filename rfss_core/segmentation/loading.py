@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from rfss_core.digest import digest_json
+from rfss_core.digest import digest_file, digest_json
 from rfss_core.errors import SettingsError
 from rfss_core.presets import Preset
 from rfss_core.segmentation.adapter import Sam2Adapter
@@ -18,6 +20,15 @@ from rfss_core.weights import load_checkpoint, resolve_model
 
 # Hub configurations of SAM 2 say either; both hold the parameters of the video model.
 _MODEL_TYPES = ("sam2_video", "sam2")
+
+
+@dataclass(frozen=True)
+class LoadedAdapter:
+    """An adapter, the sha256 of its weights, and whether they were ever trained."""
+
+    adapter: Sam2Adapter
+    digest: str
+    trained: bool
 
 
 def choose_device(name: str) -> torch.device:
@@ -43,7 +54,8 @@ def load_adapter(model: str, revision: str | None, device: torch.device, dtype: 
     """Load a SAM 2 network.
 
     Args:
-        model: hub id, local folder, or ``embedded:<name>``.
+        model: hub id, local folder, ``embedded:<name>``, or a checkpoint of Meta's (``.pt``), which Meta's ``sam2``
+            package then runs.
         revision: hub commit.
         device: where it computes.
         dtype: its arithmetic.
@@ -57,18 +69,18 @@ def load_adapter(model: str, revision: str | None, device: torch.device, dtype: 
     """
     from transformers import Sam2VideoModel
 
+    checkpoint = Path(model)
+    if checkpoint.suffix == ".pt":
+        from rfss_core.segmentation.meta_adapter import MetaAdapter, load_meta_network
+
+        network = load_meta_network(checkpoint)
+        return LoadedAdapter(MetaAdapter(network, device, dtype), digest_file(checkpoint), trained=True)
     reference = resolve_model(model, revision)
-    network = load_checkpoint(reference, Sam2VideoModel, _MODEL_TYPES)
-    return LoadedAdapter(TransformersAdapter(network, device, dtype), reference.digest, reference.trained)
-
-
-class LoadedAdapter:
-    """An adapter with the digest of its weights."""
-
-    def __init__(self, adapter: Sam2Adapter, digest: str, trained: bool) -> None:
-        self.adapter = adapter
-        self.digest = digest
-        self.trained = trained
+    return LoadedAdapter(
+        TransformersAdapter(load_checkpoint(reference, Sam2VideoModel, _MODEL_TYPES), device, dtype),
+        reference.digest,
+        reference.trained,
+    )
 
 
 def load_memory_segmenter(

@@ -86,3 +86,46 @@ def test_pickled_weights(model_folder: Callable[..., Path], tmp_path: Path) -> N
 def test_devices_that_are_not_there(name: str) -> None:
     with pytest.raises(SettingsError, match=name):
         choose_device(name)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_metas_segments_as_its_conversion_does(toys: Any, tmp_path: Path) -> None:
+    from rfss_core.segmentation.conversion import import_checkpoint
+    from rfss_core.segmentation.official import build_predictor
+
+    torch.manual_seed(0)
+    torch.save({"model": build_predictor("t", "2.1").state_dict()}, tmp_path / "tiny.pt")
+    import_checkpoint(tmp_path / "tiny.pt", tmp_path / "converted")
+    results = [
+        load_segmenter(SegmentationSettings(device="cpu", model=str(tmp_path / name)), PRESETS["tiny"]).segment(
+            toys.queries[:1], [toys.Found.of(0)], toys.shapes(1), classes=[1]
+        )[0]
+        for name in ("tiny.pt", "converted")
+    ]
+    assert results[0].logits is not None
+    assert results[1].logits is not None
+    assert abs(results[0].logits - results[1].logits).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not a checkpoint", "corrupt"),
+        ({"weights": 1}, "no 'model' entry"),
+        ({"model": {"image_encoder.trunk.blocks.0.x": torch.zeros(1)}}, "another architecture"),
+        ({"model": Path("run me")}, "corrupt or holds more than tensors"),
+    ],
+)
+def test_checkpoints_that_are_none(tmp_path: Path, content: Any, message: str) -> None:
+    path = tmp_path / "bad.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ModelError, match=message):
+        load_segmenter(with_model(path), PRESETS["tiny"])
+
+
+def test_a_checkpoint_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="no checkpoint"):
+        load_segmenter(with_model(tmp_path / "none.pt"), PRESETS["tiny"])

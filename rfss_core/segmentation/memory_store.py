@@ -1,0 +1,122 @@
+"""Memories in the workspace: one small Zarr array a memory, named by its content address."""
+
+from __future__ import annotations
+
+import errno
+import re
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+
+from rfss_core.digest import digest_bytes
+from rfss_core.errors import StorageFullError, StoreError
+from rfss_core.segmentation.memory import Memory
+
+_KEY = re.compile(r"[0-9a-f]{64}")
+_FORMAT = 1
+
+
+class ZarrMemoryStore:
+    """Keeps memories under ``<url>/<two digits>/<key>``, one array of raw bytes each, with their sha256.
+
+    Chunks and runs may share it without locks: a key names its content, and a memory whose bytes do not match their
+    recorded sha256 (half written, damaged, or two writers' halves) counts as absent and is encoded again.
+
+    Args:
+        url: folder, or an fsspec URL such as ``s3://bucket/prefix/memories``.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    def get(self, key: str) -> Memory | None:
+        """Return a stored memory, or None where there is none that can be trusted."""
+        path = self._path(key)
+        try:
+            array: Any = zarr.open_array(path, mode="r")
+            if array.attrs.get("format") != _FORMAT:
+                return None
+            data = np.asarray(array[:])
+            tokens, width, pointer = (int(array.attrs[name]) for name in ("tokens", "width", "pointer"))
+            expected = array.attrs["sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        split = tokens * width * 2
+        # The digest also unmasks a chunk that was never written: Zarr reads it as zeros.
+        if len(data) != split + pointer * 4 or digest_bytes(data.tobytes()) != expected:
+            return None
+        return Memory(
+            torch.from_numpy(data[:split].copy()).view(torch.bfloat16).reshape(tokens, width),
+            torch.from_numpy(data[split:].copy()).view(torch.float32),
+        )
+
+    def put(self, key: str, memory: Memory) -> None:
+        """Keep a memory.
+
+        Raises:
+            StorageFullError: no space is left.
+            StoreError: it cannot be written for another reason.
+        """
+        data = np.concatenate(
+            [
+                memory.spatial.contiguous().view(torch.uint8).flatten().numpy(),
+                memory.pointer.contiguous().view(torch.uint8).flatten().numpy(),
+            ]
+        )
+        attributes: dict[str, Any] = {
+            "format": _FORMAT,
+            "sha256": digest_bytes(data.tobytes()),
+            "tokens": memory.spatial.shape[0],
+            "width": memory.spatial.shape[1],
+            "pointer": memory.pointer.shape[0],
+        }
+        path = self._path(key)
+        try:
+            array = self._matching(path, attributes)
+            if array is None:
+                try:
+                    array = self._create(path, len(data), attributes, overwrite=False)
+                except ValueError:
+                    # Something is there: another writer's array of this moment, or a damaged one.
+                    array = self._matching(path, attributes) or self._create(
+                        path, len(data), attributes, overwrite=True
+                    )
+            array[:] = data
+        except (FileNotFoundError, FileExistsError):
+            # Another writer of this key replaces the array under our hands: theirs serves as well.
+            return
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StorageFullError(
+                    f"no space is left for memories in '{self.url}'; free some, the run goes on where it stopped"
+                ) from error
+            raise StoreError(f"memories cannot be written to '{self.url}' ({error}); check its permissions") from error
+
+    @staticmethod
+    def _create(path: str, length: int, attributes: dict[str, Any], *, overwrite: bool) -> Any:
+        # bfloat16 noise does not compress.
+        return zarr.create_array(
+            path,
+            shape=(length,),
+            chunks=(length,),
+            dtype="uint8",
+            compressors=None,
+            attributes=attributes,
+            overwrite=overwrite,
+        )
+
+    @staticmethod
+    def _matching(path: str, attributes: dict[str, Any]) -> Any:
+        # An array that another writer of the same memory began is filled, not replaced: that would be a race.
+        try:
+            array: Any = zarr.open_array(path, mode="r+")
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return array if dict(array.attrs) == attributes else None
+
+    def _path(self, key: str) -> str:
+        if _KEY.fullmatch(key) is None:
+            raise StoreError(f"'{key}' is no address of a memory (64 hexadecimal digits)")
+        return f"{self.url}/{key[:2]}/{key}"

@@ -1,1 +1,16 @@
 """Prefect tasks of the labelling pipeline, one stage a file."""
+
+import os
+
+# Prefect's temporary server needs longer than its default 20 s on a busy machine.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+
+# A hospital's machine must not phone home because it labels images. Set before Prefect, MLflow and the hub's client
+# are imported; whoever wants their telemetry sets the variables.
+for _variable, _value in {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}.items():
+    os.environ.setdefault(_variable, _value)

@@ -31,7 +31,7 @@ class _Case:
     draw: float
 
 
-def plan_chunks(cases: pd.DataFrame, target_slices: int = 128) -> list[Chunk]:
+def plan_chunks(cases: pd.DataFrame, target_slices: int = 64) -> list[Chunk]:
     """Cut cases into chunks at boundaries that their own ids decide.
 
     Content-defined chunking (as in LBFS, Muthitacharoen et al. 2001, over cases instead of bytes): a case ends its

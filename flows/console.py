@@ -1,0 +1,92 @@
+"""What the commands print when they end: short tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tasks.summary import IntervalPart, Summary
+
+if TYPE_CHECKING:
+    from flows.evaluate import Evaluation
+    from tasks.status import Status
+
+
+def show_summary(console: Console, summary: Summary) -> None:
+    """Print the end of ``rfss label``."""
+    table = Table(title=f"Held-out quality of {summary.dataset.name}", title_justify="left")
+    for heading in ("class", "Dice", "95 % interval", "HD95 mm", "label fusion"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for name, dice in summary.held_out_dice.items():
+        distance, floor = summary.held_out_hd95.get(name), summary.label_fusion_dice.get(name)
+        table.add_row(name, _number(dice), _interval(dice), _number(distance, 1), _number(floor))
+    console.print(table)
+    cases, decisions = summary.cases, summary.decisions
+    console.print(
+        f"cases: {cases.labelled} labelled ({cases.support} support, {cases.held_out} held out), "
+        f"{cases.unlabelled} labelled by us, {cases.quarantined} set aside; {summary.slices} slices\n"
+        f"decisions: {decisions.accept} accept, {decisions.review} review, {decisions.reject} reject",
+        highlight=False,
+    )
+    for warning in summary.warnings:
+        console.print(f"[yellow]note:[/] {escape(warning)}", highlight=False)
+    for reason in summary.gate:
+        console.print(f"gate: {escape(reason)}", highlight=False)
+    seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in summary.seconds.items() if stage != "total")
+    console.print(f"seconds: {summary.seconds['total']:.1f} ({seconds})", highlight=False)
+    colour = "green" if summary.dataset.status == "accepted" else "yellow"
+    version = f" version {summary.dataset.version}" if summary.dataset.version else ""
+    console.print(
+        f"data set [bold]{summary.dataset.name}[/]{version}: [{colour}]{summary.dataset.status}[/], "
+        f"digest {summary.dataset.digest[:12]}, fingerprint {summary.fingerprint[:12]}",
+        highlight=False,
+    )
+    if summary.dataset.status == "rejected":
+        console.print("[yellow]the quality gate failed[/]: all is recorded, nothing is promoted (exit code 3)")
+
+
+def show_evaluation(console: Console, result: Evaluation, out: Path) -> None:
+    """Print the end of ``rfss evaluate``."""
+    table = Table(title=f"{result.segmenter}, {result.strategy}, k = {result.k}", title_justify="left")
+    for heading in ("class", "Dice", "HD95 mm"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for name, dice in result.dice.items():
+        table.add_row(name, _plain(dice), _plain(result.hd95.get(name), 1))
+    console.print(table)
+    console.print(
+        f"{len(result.per_case)} cases of {result.test_patients} patients, {result.support_slices} support slices of "
+        f"{result.support_patients} patients, {result.slices_per_second:.1f} slices/s; written to {out}",
+        highlight=False,
+    )
+
+
+def show_status(console: Console, status: Status) -> None:
+    """Print ``rfss status``."""
+    table = Table(title=f"{status.workspace}: {status.state}", title_justify="left")
+    for heading in ("stage", "done", "of", "unit"):
+        table.add_column(heading, justify="right" if heading in ("done", "of") else "left")
+    for stage in status.stages:
+        table.add_row(stage.name, str(stage.done), str(stage.total), stage.unit)
+    console.print(table)
+    for name, reason, message in status.quarantined[:20]:
+        console.print(f"[yellow]set aside[/] {name} ({reason}): {message}", highlight=False)
+    if len(status.quarantined) > 20:
+        console.print(f"... and {len(status.quarantined) - 20} more in manifest/quarantine.parquet", highlight=False)
+
+
+def _number(interval: IntervalPart | None, digits: int = 3) -> str:
+    return _plain(None if interval is None else interval.mean, digits)
+
+
+def _plain(value: float | None, digits: int = 3) -> str:
+    return "n/a" if value is None else f"{value:.{digits}f}"
+
+
+def _interval(interval: IntervalPart) -> str:
+    if interval.ci_low is None or interval.ci_high is None:
+        return f"n/a (n = {interval.n})"
+    return f"{interval.ci_low:.3f} to {interval.ci_high:.3f} (n = {interval.n})"

@@ -1,0 +1,139 @@
+"""Flow ``evaluate``: Dice and HD95 on labelled patients that are kept out of the support set."""
+
+from __future__ import annotations
+
+from prefect import flow
+from pydantic import BaseModel
+
+from flows.session import terminal_listener
+from rfss_core.code import code_version
+from rfss_core.errors import SettingsError
+from rfss_core.events import EventStream
+from rfss_core.quality import METRICS_LIBRARY, Split, split_patients
+from rfss_core.settings import LabelSettings
+from rfss_core.store import Workspace
+from tasks.embed import embed
+from tasks.execution import open_executor
+from tasks.index import build_index
+from tasks.ingest import ingest
+from tasks.progress import PrefectProgress, log_event
+from tasks.quality import measure
+from tasks.run import Run
+from tasks.segment import segment
+from tasks.status import RunState
+from tasks.summary import jsonable
+
+
+class CaseResult(BaseModel):
+    """One test case."""
+
+    case: str
+    patient: str
+    dice: dict[str, float]
+    hd95: dict[str, float]
+
+
+class Evaluation(BaseModel):
+    """What ``rfss evaluate`` writes. Means are over patients; None where a class occurs in no test case."""
+
+    dice: dict[str, float | None]
+    """Per class and ``mean``."""
+    hd95: dict[str, float | None]
+    """Per class and ``mean``, mm."""
+    per_case: list[CaseResult]
+    label_fusion_dice: dict[str, float | None]
+    """The same cases labelled by majority vote of the same retrieved masks."""
+    slices_per_second: float
+    """Test slices over the seconds of the segmentation stage: reading, retrieval, models and writing."""
+    seconds: dict[str, float]
+    preset: str
+    k: int
+    strategy: str
+    segmenter: str
+    seed: int
+    support_slices: int
+    support_patients: int
+    test_patients: int
+    models: dict[str, str]
+    """sha256 of the weights."""
+    metrics: str
+    """Library that computed the metrics."""
+    code: str
+
+
+@flow(name="evaluate", validate_parameters=True, persist_result=False)
+def evaluate(
+    settings: LabelSettings, test_patients: int | None = None, support_patients: int | None = None
+) -> Evaluation:
+    """Segment the test patients' slices from the support set and compare them with the experts' labels.
+
+    Args:
+        settings: as for ``label_dataset``; images without a label are left alone.
+        test_patients: patients to measure on; default: the share ``held_out`` of the labelled ones.
+        support_patients: patients that the support set comes from; default: all the others.
+
+    Returns:
+        The figures.
+
+    Raises:
+        SettingsError: more patients were asked for than are labelled.
+        InputError: input that cannot be used at all.
+    """
+    events = EventStream([terminal_listener.get() or log_event, PrefectProgress()])
+    with open_executor(settings.execution) as executor:
+        run = Run(settings, Workspace.open(settings.workspace), executor, events)
+        events.subscribe(RunState.begin(run))
+        manifest = ingest(run, labelled_only=True)
+        split = choose_patients(manifest.cases["patient"].tolist(), settings, test_patients, support_patients)
+        embeddings = embed(run, manifest)
+        index = build_index(run, manifest, embeddings, split)
+        masks = segment(run, manifest, embeddings, index, list(index.held_out_cases))
+        quality = measure(run, manifest, index, masks)
+    tested = manifest.cases[manifest.cases["case_id"].isin(index.held_out_cases)]
+    return Evaluation(
+        dice={name: jsonable(part.mean) for name, part in quality.summary.dice.items()},
+        hd95={name: jsonable(part.mean) for name, part in quality.summary.hd95.items()},
+        per_case=[
+            CaseResult(
+                case=measured.case,
+                patient=measured.patient,
+                dice={metric.name: metric.dice for metric in measured.metrics},
+                hd95={metric.name: metric.hd95 for metric in measured.metrics},
+            )
+            for measured in quality.measurements
+        ],
+        label_fusion_dice={name: jsonable(part.mean) for name, part in quality.fusion_summary.dice.items()},
+        slices_per_second=int(tested["n_slices"].sum()) / run.seconds["segment"],
+        seconds=run.seconds,
+        preset=settings.preset,
+        k=index.k,
+        strategy=settings.retrieval.strategy,
+        segmenter=settings.segmentation.segmenter,
+        seed=settings.seed,
+        support_slices=index.n_slices,
+        support_patients=len(split.support),
+        test_patients=len(split.held_out),
+        models={"embedding": embeddings.digest, "segmentation": masks.digest},
+        metrics=METRICS_LIBRARY,
+        code=code_version(),
+    )
+
+
+def choose_patients(
+    patients: list[str], settings: LabelSettings, test_patients: int | None, support_patients: int | None
+) -> Split:
+    """Choose test and support patients, both by the project's one split function."""
+    known = len(set(patients))
+    wanted = (test_patients or 1) + (support_patients or 1)
+    if wanted > known:
+        raise SettingsError(
+            f"{test_patients or 1} test and {support_patients or 1} support patients need {wanted} labelled patients, "
+            f"but {known} were found; ask for fewer, or check --patient-pattern"
+        )
+    share = settings.held_out if test_patients is None else test_patients / known
+    split = split_patients(patients, share, settings.seed)
+    if support_patients is None or support_patients >= len(split.support):
+        return split
+    others = sorted(split.support)
+    drawn = split_patients(others, support_patients / len(others), settings.seed)
+    return Split(support=drawn.held_out, held_out=split.held_out)

@@ -1,0 +1,111 @@
+"""The main job: flow ``label_dataset``."""
+
+from __future__ import annotations
+
+import time
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from flows.session import terminal_listener
+from rfss_core.errors import GateError, InputError
+from rfss_core.events import EventStream
+from rfss_core.quality import split_patients
+from rfss_core.settings import LabelSettings
+from rfss_core.store import Manifest, Workspace
+from tasks.embed import embed
+from tasks.execution import open_executor
+from tasks.index import build_index
+from tasks.ingest import ingest
+from tasks.progress import PrefectProgress, log_event
+from tasks.publish import publish
+from tasks.quality import measure
+from tasks.register import register
+from tasks.run import Run
+from tasks.segment import segment
+from tasks.status import RunState
+from tasks.summary import Summary
+
+
+@flow(name="label-dataset", validate_parameters=True, persist_result=False)
+def label_dataset(settings: LabelSettings) -> Summary:
+    """Label every image that has no label, measure the quality on held-out patients, and register the data set.
+
+    Stages: ingest -> embed -> index -> segment -> quality -> publish -> register. Each is one Prefect task; its chunks
+    run on the executor that the settings name.
+
+    Args:
+        settings: everything that the run depends on.
+
+    Returns:
+        What stands in ``summary.json``.
+
+    Raises:
+        InputError: input that cannot be used at all.
+        ExecutionError: chunks failed for good; the run can be resumed.
+        GateError: the quality gate failed; all is recorded, nothing promoted.
+    """
+    started = time.perf_counter()
+    events = EventStream([terminal_listener.get() or log_event, PrefectProgress()])
+    workspace = Workspace.open(settings.workspace)
+    with open_executor(settings.execution) as executor:
+        run = Run(settings, workspace, executor, events)
+        state = RunState.begin(run)
+        events.subscribe(state)
+        try:
+            manifest = ingest(run)
+            labelled = manifest.cases[manifest.cases["labelled"]]
+            unlabelled = _left_to_label(manifest, settings)
+            split = split_patients(labelled["patient"].tolist(), settings.held_out, settings.seed)
+            embeddings = embed(run, manifest)
+            index = build_index(run, manifest, embeddings, split)
+            masks = segment(run, manifest, embeddings, index, [*unlabelled, *index.held_out_cases])
+            quality = measure(run, manifest, index, masks)
+            dataset = publish(run, manifest, embeddings, index, masks, quality)
+            summary = register(run, manifest, embeddings, index, masks, quality, dataset, started)
+        except BaseException:
+            state.end("failed")
+            raise
+        state.end("finished")
+    _show(summary)
+    if summary.dataset.status == "rejected":
+        raise GateError("; ".join(summary.gate))
+    return summary
+
+
+def _left_to_label(manifest: Manifest, settings: LabelSettings) -> list[str]:
+    unlabelled: list[str] = manifest.cases.loc[~manifest.cases["labelled"], "case_id"].tolist()
+    if not unlabelled:
+        raise InputError(
+            f"every usable image in '{settings.images}' has a label: nothing is left to label; "
+            "add images, or measure quality with `rfss evaluate`"
+        )
+    return unlabelled
+
+
+def _show(summary: Summary) -> None:
+    """Put the figures into the Prefect UI."""
+    rows = [
+        {
+            "class": name,
+            "Dice": dice.mean,
+            "low": dice.ci_low,
+            "high": dice.ci_high,
+            "patients": dice.n,
+            "HD95 mm": summary.held_out_hd95[name].mean,
+            "label fusion": summary.label_fusion_dice[name].mean,
+        }
+        for name, dice in summary.held_out_dice.items()
+    ]
+    create_table_artifact(rows, key="rfss-held-out", description="Quality on held-out patients")
+    cases = summary.cases
+    create_markdown_artifact(
+        f"# {summary.dataset.name}: {summary.dataset.status}\n\n"
+        f"{cases.unlabelled} cases labelled from {cases.support} labelled ones, {cases.held_out} held out, "
+        f"{cases.quarantined} set aside; {summary.slices} slices.\n\n"
+        + "".join(f"- {line}\n" for line in [*summary.gate, *summary.warnings])
+        + f"\nReport: `{summary.report}`, MLflow run `{summary.mlflow_run_id}`, "
+        f"fingerprint `{summary.fingerprint[:12]}`",
+        key="rfss-summary",
+        description="Summary of the run",
+    )

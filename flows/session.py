@@ -1,0 +1,64 @@
+"""One command's session in the terminal: console, log file, quiet libraries."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+from rich.console import Console
+
+from rfss_core.events import Listener
+
+# The command line watches a flow that Prefect calls; a flow's parameters must be JSON, so the watcher travels beside.
+terminal_listener: ContextVar[Listener | None] = ContextVar("terminal_listener", default=None)
+
+
+@contextmanager
+def command_session(log_file: Path | None, verbose: bool) -> Iterator[Console]:
+    """Show bars in the terminal, write the log to ``log_file``, and keep Prefect's own console lines out.
+
+    Args:
+        log_file: where the log goes; skipped when its folder cannot be made (an object store's URL).
+        verbose: also log every chunk.
+    """
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    from tasks.progress import TerminalProgress, log_event
+
+    console = Console()
+    logger = logging.getLogger("rfss")
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    handlers: list[logging.Handler] = []
+    if log_file is not None and "://" not in str(log_file):
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(log_file, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handlers.append(handler)
+    for handler in handlers:
+        logger.addHandler(handler)
+        logging.getLogger("py.warnings").addHandler(handler)
+    # Prefect prints a traceback for a gate that failed; the command prints one line instead.
+    for name in list(logging.root.manager.loggerDict):
+        for existing in logging.getLogger(name).handlers:
+            if isinstance(existing, PrefectConsoleHandler):
+                existing.setLevel(logging.CRITICAL + 1)
+    with warnings.catch_warnings(), TerminalProgress(console) as bars:
+        warnings.simplefilter("default")
+
+        def listen(event: object) -> None:
+            bars(event)  # type: ignore[arg-type]
+            log_event(event)  # type: ignore[arg-type]
+
+        token = terminal_listener.set(listen)
+        try:
+            yield console
+        finally:
+            terminal_listener.reset(token)
+            for handler in handlers:
+                logger.removeHandler(handler)
+                logging.getLogger("py.warnings").removeHandler(handler)
+                handler.close()

@@ -1,0 +1,143 @@
+"""Listeners to the event stream: the terminal's bars, Prefect's artifacts and the log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Self
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from rfss_core.events import CaseQuarantined, ChunkFailed, ChunkFinished, Event, StageFinished, StageStarted
+
+log = logging.getLogger("rfss")
+
+
+class TerminalProgress:
+    """Bars in the terminal, one a stage; use as a context manager around the run."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:<9}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]}"),
+            console=console,
+        )
+        self._bars: dict[str, TaskID] = {}
+        self._slices: dict[str, int] = {}
+        self._began: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        match event:
+            case StageStarted(stage, total, done, unit):
+                self._began[stage], self._slices[stage] = time.perf_counter(), 0
+                self._bars[stage] = self._progress.add_task(stage, total=total, completed=done, unit=unit, rate="")
+            case ChunkFinished(stage, _, slices):
+                self._slices[stage] += slices
+                rate = self._slices[stage] / max(1e-9, time.perf_counter() - self._began[stage])
+                self._progress.update(self._bars[stage], advance=1, rate=f"{rate:.0f} slices/s" if slices else "")
+            case CaseQuarantined(name, reason, message):
+                self._progress.console.print(f"[yellow]set aside[/] {name} ({reason}): {message}", highlight=False)
+            case ChunkFailed(stage, chunk, _, message):
+                self._progress.console.print(f"[red]failed[/] {stage} {chunk}: {message}", highlight=False)
+            case StageFinished(stage, _, _) if stage in self._bars:
+                total = self._progress.tasks[self._bars[stage]].total
+                self._progress.update(self._bars[stage], completed=total)
+            case _:
+                pass
+
+
+class PrefectProgress:
+    """Progress artifacts in the Prefect UI, at most one update in two seconds a stage.
+
+    The UI is a spectator: a server that goes away costs its pictures, not the run.
+    """
+
+    INTERVAL_S = 2.0
+
+    def __init__(self) -> None:
+        self._artifact: UUID | None = None
+        self._total = 0
+        self._done = 0
+        self._updated = 0.0
+        self._away = False
+
+    def __call__(self, event: Event) -> None:
+        """Forward one event."""
+        if self._away:
+            return
+        try:
+            self._forward(event)
+        except Exception as error:  # noqa: BLE001 - whatever an HTTP client raises
+            self._away = True
+            log.warning("the Prefect server does not answer (%s); the run goes on without progress in its UI", error)
+
+    def _forward(self, event: Event) -> None:
+        match event:
+            case StageStarted(stage, total, done, unit):
+                self._total, self._done, self._updated = total, done, 0.0
+                artifact = create_progress_artifact(
+                    self._percent(), key=f"rfss-{stage}", description=f"Stage {stage}: {total} {unit}"
+                )
+                self._artifact = artifact if isinstance(artifact, UUID) else None
+            case ChunkFinished():
+                self._done += 1
+                if time.monotonic() - self._updated >= self.INTERVAL_S:
+                    self._update(self._percent())
+            case StageFinished():
+                self._update(100.0)
+                self._artifact = None
+            case _:
+                pass
+
+    def _percent(self) -> float:
+        return 100.0 * self._done / self._total if self._total else 100.0
+
+    def _update(self, percent: float) -> None:
+        if self._artifact is not None:
+            update_progress_artifact(self._artifact, percent)
+            self._updated = time.monotonic()
+
+
+def log_event(event: Event) -> None:
+    """Write one event to the log named ``rfss``."""
+    match event:
+        case StageStarted(stage, total, done, unit):
+            log.info("%s: %d %s, %d of them done before", stage, total, unit, done)
+        case ChunkFinished(stage, chunk, slices, read_s, compute_s, write_s):
+            log.debug(
+                "%s %s: %d slices, read %.2f s, compute %.2f s, write %.2f s",
+                stage, chunk, slices, read_s, compute_s, write_s,
+            )  # fmt: skip
+        case ChunkFailed(stage, chunk, reason, message):
+            log.error("%s %s failed (%s): %s", stage, chunk, reason, message)
+        case CaseQuarantined(name, reason, message):
+            log.warning("set aside %s (%s): %s", name, reason, message)
+        case StageFinished(stage, seconds, note):
+            log.info("%s: finished in %.1f s%s", stage, seconds, f", {note}" if note else "")
+        case _:
+            pass

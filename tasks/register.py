@@ -1,0 +1,230 @@
+"""Stage register: the run, its figures, its report and its data set in MLflow; then the summary."""
+
+from __future__ import annotations
+
+import re
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+
+from rfss_core.code import code_version
+from rfss_core.datasets import DatasetManifest
+from rfss_core.errors import SettingsError
+from rfss_core.quality import METRICS_LIBRARY
+from rfss_core.store import Manifest
+from tasks.embed import Embeddings
+from tasks.index import SupportIndex
+from tasks.quality import QualityOutcome
+from tasks.registry import DatasetRecord, register_dataset
+from tasks.report import write_run_report
+from tasks.run import STAGE_TASK, ChunkReport, Run
+from tasks.segment import Masks
+from tasks.summary import (
+    CasesPart,
+    DatasetPart,
+    DecisionsPart,
+    IntervalPart,
+    ModelPart,
+    QualityPredictionPart,
+    Summary,
+    jsonable,
+    write_summary,
+)
+
+
+@task(name="register", **STAGE_TASK)
+def register(
+    run: Run,
+    manifest: Manifest,
+    embeddings: Embeddings,
+    index: SupportIndex,
+    masks: Masks,
+    quality: QualityOutcome,
+    dataset: DatasetManifest,
+    started: float,
+) -> Summary:
+    """Write the report, record everything in MLflow, promote an accepted data set, and write ``summary.json``.
+
+    Args:
+        run: the run.
+        manifest: all cases.
+        embeddings: the slices' embeddings.
+        index: the support set.
+        masks: the pseudo-labels.
+        quality: what is known about them.
+        dataset: the published data set.
+        started: ``time.perf_counter()`` at the run's begin.
+
+    Raises:
+        SettingsError: the workspace is an object store.
+    """
+    files = run.workspace.files
+    with run.stage("register") as stage:
+        stage.started(1, unit="data set")
+        summary = summarise_run(run, manifest, embeddings, index, masks, quality, dataset)
+        write_run_report(run, manifest, index, masks, quality, summary)
+        write_summary(run.workspace, summary)
+        root = files.local_path(".")
+        if root is None:
+            raise SettingsError(
+                f"workspace '{run.workspace.url}' is an object store, and registering needs a local one yet; "
+                "label into a local folder"
+            )
+        registration = register_dataset(
+            DatasetRecord(
+                name=dataset.name,
+                digest=dataset.digest,
+                status=summary.dataset.status,
+                fingerprint=summary.fingerprint,
+                folder=Path(dataset.folder),
+                params=_params(run, index, embeddings, masks),
+                metrics=_metrics(summary),
+                artifacts={
+                    "dataset": [Path(dataset.folder) / name for name in ("manifest.json", "manifest.parquet")],
+                    "report": [root / "report"],
+                    "summary": [root / "summary.json"],
+                    "manifest": [root / "manifest"],
+                },
+                profile={
+                    "cases": len(dataset.entries),
+                    **dataset.decisions,
+                    "dice": summary.held_out_dice["mean"].mean,
+                },
+            ),
+            root,
+        )
+        stage.finished(ChunkReport("data set", 0))
+        stage.note = f"version {registration.version}, {summary.dataset.status}"
+    summary.dataset.version = registration.version
+    summary.mlflow_run_id = registration.run_id
+    summary.seconds = {**run.seconds, "total": time.perf_counter() - started}
+    write_summary(run.workspace, summary)
+    return summary
+
+
+def summarise_run(
+    run: Run,
+    manifest: Manifest,
+    embeddings: Embeddings,
+    index: SupportIndex,
+    masks: Masks,
+    quality: QualityOutcome,
+    dataset: DatasetManifest,
+) -> Summary:
+    """Gather what the run did into the form of ``summary.json``."""
+    labelled = int(manifest.cases["labelled"].sum())
+    prediction = quality.prediction
+    return Summary(
+        dataset=DatasetPart(
+            name=dataset.name,
+            version=None,
+            digest=dataset.digest,
+            status="accepted" if quality.gate.passed else "rejected",
+        ),
+        fingerprint=str(dataset.meta["fingerprint"]),
+        preset=run.settings.preset,
+        k=index.k,
+        cases=CasesPart(
+            labelled=labelled,
+            support=len(index.support_cases),
+            held_out=len(index.held_out_cases),
+            unlabelled=len(manifest.cases) - labelled,
+            quarantined=len(manifest.quarantine),
+        ),
+        slices=int(manifest.cases["n_slices"].sum()),
+        chunks=len(masks.units),
+        held_out_dice=_intervals(quality.summary.dice),
+        held_out_hd95=_intervals(quality.summary.hd95),
+        label_fusion_dice=_intervals(quality.fusion_summary.dice),
+        decisions=DecisionsPart(**dataset.decisions),
+        quality_prediction=QualityPredictionPart(
+            mae=jsonable(prediction.mae), spearman=jsonable(prediction.spearman), coverage=jsonable(prediction.coverage)
+        ),
+        gate=[*quality.gate.reasons, *quality.gate.advice],
+        models={
+            "embedding": ModelPart(name=embeddings.model, digest=embeddings.digest, trained=embeddings.trained),
+            "segmentation": ModelPart(name=masks.model, digest=masks.digest, trained=masks.trained),
+        },
+        warnings=_warnings(embeddings, masks, quality),
+        seconds=dict(run.seconds),
+        mlflow_run_id=None,
+        report="report/index.html",
+    )
+
+
+def _warnings(embeddings: Embeddings, masks: Masks, quality: QualityOutcome) -> list[str]:
+    notes = []
+    untrained = [model.model for model in (embeddings, masks) if not model.trained]
+    if untrained:
+        notes.append(
+            f"UNTRAINED weights: {', '.join(untrained)} built from a fixed seed; these pseudo-labels only exercise the "
+            "pipeline. Use a preset with trained models"
+        )
+    ours, floor = quality.summary.dice["mean"].mean, quality.fusion_summary.dice["mean"].mean
+    if ours is not None and floor is not None and ours < floor:
+        notes.append(
+            f"a plain vote of the retrieved masks does better on the held-out cases: Dice {floor:.3f} against "
+            f"{ours:.3f}; consider --segmenter label-fusion or a larger preset"
+        )
+    if quality.prediction.note:
+        notes.append(quality.prediction.note)
+    return notes
+
+
+def _intervals(parts: dict[str, Any]) -> dict[str, IntervalPart]:
+    return {
+        name: IntervalPart(
+            mean=jsonable(part.mean), ci_low=jsonable(part.ci_low), ci_high=jsonable(part.ci_high), n=part.n
+        )
+        for name, part in parts.items()
+    }
+
+
+def _params(run: Run, index: SupportIndex, embeddings: Embeddings, masks: Masks) -> dict[str, Any]:
+    settings = run.settings.scientific()
+    nested = {
+        f"{group}.{name}": value
+        for group, values in settings.items()
+        if isinstance(values, dict)
+        for name, value in values.items()
+    }
+    return {
+        **{name: value for name, value in settings.items() if not isinstance(value, dict)},
+        **nested,
+        "k": index.k,
+        "support_slices": index.n_slices,
+        "classes": dict(index.classes),
+        "executor": run.executor.name,
+        "embedding_model": embeddings.model,
+        "embedding_digest": embeddings.digest,
+        "segmentation_model": masks.model,
+        "segmentation_digest": masks.digest,
+        "metrics_library": METRICS_LIBRARY,
+        "code": code_version(),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+    }
+
+
+def _metrics(summary: Summary) -> dict[str, float]:
+    values: dict[str, float | None] = {}
+    for title, parts in (("dice", summary.held_out_dice), ("hd95", summary.held_out_hd95)):
+        for name, part in parts.items():
+            values[f"held_out_{title}.{name}"] = part.mean
+            values[f"held_out_{title}.{name}.low"] = part.ci_low
+            values[f"held_out_{title}.{name}.high"] = part.ci_high
+    values["label_fusion_dice.mean"] = summary.label_fusion_dice["mean"].mean
+    values |= {f"decisions.{name}": float(count) for name, count in summary.decisions.model_dump().items()}
+    values |= {f"cases.{name}": float(count) for name, count in summary.cases.model_dump().items()}
+    values |= {f"seconds.{stage}": seconds for stage, seconds in summary.seconds.items()}
+    prediction = summary.quality_prediction.model_dump()
+    values |= {f"quality_prediction.{name}": value for name, value in prediction.items()}
+    # MLflow allows only these characters in a metric's name; class names are the user's.
+    return {_metric_name(name): float(value) for name, value in values.items() if value is not None}
+
+
+def _metric_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.\- /]", "_", name)

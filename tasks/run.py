@@ -1,0 +1,138 @@
+"""One run: what its stages share in the driver's process, and the loop that takes chunks through an executor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, TypeVar
+
+from prefect.cache_policies import NO_CACHE
+
+from rfss_core.errors import ExecutionError
+from rfss_core.events import CaseQuarantined, ChunkFailed, ChunkFinished, EventStream, StageFinished, StageStarted
+from rfss_core.imaging import Quarantined
+from rfss_core.settings import LabelSettings
+from rfss_core.store import Workspace
+from tasks.execution import Executor, Failure, describe
+
+# A stage's records decide what is skipped; Prefect's cache would not notice a deleted output.
+STAGE_TASK: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
+
+
+@dataclass(frozen=True)
+class ChunkReport:
+    """What a worker tells the driver about one finished unit of work; the data itself is in the workspace."""
+
+    chunk: str
+    slices: int
+    read_s: float = 0.0
+    compute_s: float = 0.0
+    write_s: float = 0.0
+    quarantined: tuple[Quarantined, ...] = ()
+    """Cases that were set aside on the way."""
+
+
+class _HasId(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+Unit = TypeVar("Unit", bound=_HasId)
+
+
+class Run:
+    """One labelling or evaluation run.
+
+    A plain class: Prefect looks into dataclasses that are passed to tasks, and would rebuild this one.
+
+    Args:
+        settings: the run's settings.
+        workspace: where it works.
+        executor: where its chunks run.
+        events: the one stream of events.
+    """
+
+    def __init__(self, settings: LabelSettings, workspace: Workspace, executor: Executor, events: EventStream) -> None:
+        self.settings = settings
+        self.workspace = workspace
+        self.executor = executor
+        self.events = events
+        self.seconds: dict[str, float] = {}
+        """Wall seconds of each finished stage."""
+
+    def stage(self, name: str) -> Stage:
+        """Open a stage; use it as a context manager."""
+        return Stage(self, name)
+
+
+class Stage:
+    """A stage of a run: times itself and tells the event stream what happens."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        self._run = run
+        self.name = name
+        self.note = ""
+
+    def __enter__(self) -> Self:
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        seconds = time.perf_counter() - self._started
+        self._run.seconds[self.name] = self._run.seconds.get(self.name, 0.0) + seconds
+        if kind is None:
+            self._run.events.emit(StageFinished(self.name, seconds, self.note))
+
+    def started(self, total: int, done: int = 0, unit: str = "chunks") -> None:
+        """Announce how much work the stage holds."""
+        self._run.events.emit(StageStarted(self.name, total, done, unit))
+
+    def finished(self, report: ChunkReport) -> None:
+        """Announce one finished unit of work and what it set aside."""
+        for case in report.quarantined:
+            self._run.events.emit(CaseQuarantined(case.name, case.reason, case.message))
+        self._run.events.emit(
+            ChunkFinished(self.name, report.chunk, report.slices, report.read_s, report.compute_s, report.write_s)
+        )
+
+    def run_chunks(
+        self,
+        function: Callable[[Unit], ChunkReport],
+        units: Sequence[Unit],
+        *,
+        done: int = 0,
+        unit: str = "chunks",
+    ) -> list[ChunkReport]:
+        """Take units of work through the executor.
+
+        Args:
+            function: picklable; does one unit and records it in the workspace.
+            units: what is left to do.
+            done: how many units were found done, for the progress figures.
+            unit: what is counted.
+
+        Returns:
+            The reports, in order of completion.
+
+        Raises:
+            ExecutionError: a unit failed for good; raised after all the others have ended.
+        """
+        self.started(len(units) + done, done, unit)
+        reports: list[ChunkReport] = []
+        failures: list[tuple[str, BaseException]] = []
+        for item, outcome in self._run.executor.map(function, units):
+            if isinstance(outcome, Failure):
+                failures.append((item.id, outcome.error))
+                reason = getattr(outcome.error, "reason", "error")
+                self._run.events.emit(ChunkFailed(self.name, item.id, reason, describe(outcome.error)))
+            else:
+                reports.append(outcome)
+                self.finished(outcome)
+        if failures:
+            first, error = failures[0]
+            raise ExecutionError(
+                f"{len(failures)} of {len(units)} {unit} failed in stage {self.name}, {first}: {describe(error)}. "
+                "What is finished is kept: mend the cause and start the same command again"
+            ) from error
+        return reports

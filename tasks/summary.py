@@ -1,0 +1,123 @@
+"""The run's summary: ``summary.json``, the contract with scripts and downstream jobs (docs/summary.md)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rfss_core.errors import InputNotFoundError
+from rfss_core.store import Workspace
+
+SUMMARY = "summary.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class DatasetPart(_Part):
+    """The pseudo-label data set."""
+
+    name: str
+    version: str | None
+    digest: str
+    status: Literal["accepted", "rejected"]
+
+
+class CasesPart(_Part):
+    """Counts of cases. ``support`` and ``held_out`` add up to ``labelled``."""
+
+    labelled: int
+    support: int
+    held_out: int
+    unlabelled: int
+    quarantined: int
+
+
+class IntervalPart(_Part):
+    """A mean over patients with its bootstrap interval; None where it is not defined."""
+
+    mean: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+    """Patients."""
+
+
+class DecisionsPart(_Part):
+    """Counts of decisions over the cases that got pseudo-labels."""
+
+    accept: int = 0
+    review: int = 0
+    reject: int = 0
+
+
+class QualityPredictionPart(_Part):
+    """How well predicted Dice agreed with true Dice in cross-validation; None where it could not be measured."""
+
+    mae: float | None
+    spearman: float | None
+    coverage: float | None
+
+
+class ModelPart(_Part):
+    """A model that took part."""
+
+    name: str
+    digest: str
+    trained: bool
+
+
+class Summary(_Part):
+    """What a run of ``label_dataset`` did."""
+
+    dataset: DatasetPart
+    fingerprint: str
+    preset: str
+    k: int
+    cases: CasesPart
+    slices: int
+    """Slices in the workspace."""
+    chunks: int
+    """Chunks that were segmented, in this run or before."""
+    held_out_dice: dict[str, IntervalPart]
+    """Per class and ``mean``."""
+    held_out_hd95: dict[str, IntervalPart]
+    """Per class and ``mean``, in mm."""
+    label_fusion_dice: dict[str, IntervalPart]
+    """The same cases labelled by majority vote of the retrieved masks: the floor."""
+    decisions: DecisionsPart
+    quality_prediction: QualityPredictionPart
+    gate: list[str] = Field(default_factory=list)
+    """Why the gate failed, or remarks on a gate that passed."""
+    models: dict[str, ModelPart]
+    """``embedding`` and ``segmentation``."""
+    warnings: list[str] = Field(default_factory=list)
+    seconds: dict[str, float]
+    mlflow_run_id: str | None
+    report: str
+
+
+def write_summary(workspace: Workspace, summary: Summary) -> None:
+    """Write ``summary.json`` atomically."""
+    workspace.files.write_bytes(SUMMARY, (summary.model_dump_json(indent=2) + "\n").encode())
+
+
+def read_summary(url: str) -> Summary:
+    """Read a workspace's summary.
+
+    Raises:
+        InputNotFoundError: no run has finished there.
+    """
+    workspace = Workspace.open(url, create=False)
+    if not workspace.files.exists(SUMMARY):
+        raise InputNotFoundError(f"'{url}' holds no {SUMMARY}: no run has finished there yet; see `rfss status {url}`")
+    return Summary.model_validate_json(workspace.files.read_bytes(SUMMARY))
+
+
+def jsonable(value: Any) -> float | None:
+    """Return a finite float, or None: JSON has no NaN."""
+    import math
+
+    return float(value) if value is not None and math.isfinite(value) else None

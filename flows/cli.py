@@ -254,7 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="rfss", standalone_mode=False) or DONE
     except TyperException as error:
-        error.show()
+        error.show()  # type: ignore[attr-defined]
         code = BAD_INPUT
     except (InputError, ModelError) as error:
         code = refuse(error, BAD_INPUT)

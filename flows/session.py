@@ -22,7 +22,7 @@ def command_session(log_file: Path | None, verbose: bool) -> Iterator[Console]:
     """Show bars in the terminal, write the log to ``log_file``, and keep Prefect's own console lines out.
 
     Args:
-        log_file: where the log goes; skipped when its folder cannot be made (an object store's URL).
+        log_file: where the log goes, in a folder that exists; skipped for an object store's URL.
         verbose: also log every chunk.
     """
     from prefect.logging.handlers import PrefectConsoleHandler
@@ -34,11 +34,9 @@ def command_session(log_file: Path | None, verbose: bool) -> Iterator[Console]:
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     handlers: list[logging.Handler] = []
     if log_file is not None and "://" not in str(log_file):
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(log_file, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        handlers.append(handler)
+        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
     for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger.addHandler(handler)
         logging.getLogger("py.warnings").addHandler(handler)
     # Prefect prints a traceback for a gate that failed; the command prints one line instead.

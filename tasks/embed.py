@@ -59,7 +59,7 @@ def embed_chunk(job: EmbedJob, chunk: Chunk) -> ChunkReport:
         slices = workspace.case(case_id).read_slices()
         read_s += time.perf_counter() - started
         started = time.perf_counter()
-        arrays[case_id] = embedder.embed(slices, job.settings.batch_size).astype(np.float16)
+        arrays[case_id] = embedder.embed(list(slices), job.settings.batch_size).astype(np.float16)
         compute_s += time.perf_counter() - started
     store = workspace.stage(STAGE, job.key)
     return finish_chunk(store, chunk.id, chunk.n_slices, arrays, read_s=read_s, compute_s=compute_s)

@@ -88,8 +88,8 @@ def build_index(run: Run, manifest: Manifest, embeddings: Embeddings, split: Spl
         # The settings decide how stored pixels become a slice's values.
         imaging = settings.imaging.model_dump(mode="json")
         table["digest"] = [
-            digest_json([row.pixel_digest, row.label_digest, int(row.z), imaging])
-            for row in table.itertuples(index=False)
+            digest_json([row["pixel_digest"], row["label_digest"], row["z"], imaging])
+            for row in table.to_dict(orient="records")
         ]
         if settings.retrieval.support_slices is not None:
             drawn = _support_set(run.workspace, table, classes).draw(settings.retrieval.support_slices, settings.seed)

@@ -1,10 +1,9 @@
 """MLflow's view of a pseudo-label data set: ``Dataset`` and ``DatasetSource`` classes, declared as entry points."""
 
-from __future__ import annotations
-
+# No postponed annotations here: MLflow reads the constructor's return type.
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from mlflow.data.dataset import Dataset
 from mlflow.data.dataset_source import DatasetSource
@@ -44,7 +43,7 @@ class PseudoLabelSource(DatasetSource):
         return isinstance(raw_source, (str, Path)) and (Path(raw_source) / "manifest.json").is_file()
 
     @classmethod
-    def _resolve(cls, raw_source: Any) -> PseudoLabelSource:
+    def _resolve(cls, raw_source: Any) -> Self:
         return cls(str(raw_source))
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,7 +51,7 @@ class PseudoLabelSource(DatasetSource):
         return {"address": self.address}
 
     @classmethod
-    def from_dict(cls, source_dict: dict[Any, Any]) -> PseudoLabelSource:
+    def from_dict(cls, source_dict: dict[Any, Any]) -> Self:
         """Rebuild the source from :meth:`to_dict`'s form."""
         return cls(source_dict["address"])
 
@@ -89,16 +88,17 @@ class PseudoLabelDataset(Dataset):
         return {**super().to_dict(), "profile": json.dumps(self._profile)}
 
 
-def from_rfss(path: str, name: str | None = None) -> PseudoLabelDataset:
+def from_rfss(path: str, name: str | None = None, digest: str | None = None) -> PseudoLabelDataset:
     """Make an MLflow data set from a folder with a pseudo-label data set (``mlflow.data.from_rfss``).
 
     Args:
         path: the data set's folder.
         name: name to log; default: the manifest's.
+        digest: digest to log; default: the manifest's.
 
     Returns:
         The data set, for ``mlflow.log_input``.
     """
     source = PseudoLabelSource(path)
     manifest = source.load()
-    return PseudoLabelDataset(source, name or manifest.name, manifest.digest, {"cases": len(manifest.entries)})
+    return PseudoLabelDataset(source, name or manifest.name, digest or manifest.digest, {"cases": len(manifest.entries)})

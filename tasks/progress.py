@@ -65,8 +65,8 @@ class TerminalProgress:
             case ChunkFailed(stage, chunk, _, message):
                 self._progress.console.print(f"[red]failed[/] {stage} {chunk}: {message}", highlight=False)
             case StageFinished(stage, _, _) if stage in self._bars:
-                total = self._progress.tasks[self._bars[stage]].total
-                self._progress.update(self._bars[stage], completed=total)
+                bar = self._bars[stage]
+                self._progress.update(bar, completed=self._progress.tasks[bar].total)
             case _:
                 pass
 

@@ -116,18 +116,18 @@ def publish(
         cases = manifest.cases.set_index("case_id")
         entries = [
             DatasetEntry(
-                case=row.case,
-                name=str(cases.at[row.case, "name"]),
-                patient=str(cases.at[row.case, "patient"]),
-                label_path=row.path,
-                sha256=row.sha256,
-                source_digest=str(cases.at[row.case, "source_digest"]),
-                decision=quality.decisions[row.case],
-                predicted_dice=quality.prediction.predicted[row.case],
-                lower=quality.prediction.lower[row.case],
-                slices=int(row.slices),
+                case=row["case"],
+                name=str(cases.at[row["case"], "name"]),
+                patient=str(cases.at[row["case"], "patient"]),
+                label_path=row["path"],
+                sha256=row["sha256"],
+                source_digest=str(cases.at[row["case"], "source_digest"]),
+                decision=quality.decisions[row["case"]],
+                predicted_dice=quality.prediction.predicted[row["case"]],
+                lower=quality.prediction.lower[row["case"]],
+                slices=row["slices"],
             )
-            for row in written.itertuples(index=False)
+            for row in written.to_dict(orient="records")
         ]
         meta = {"fingerprint": mark, "preset": settings.preset, "settings": settings.scientific(), "k": index.k}
         dataset = write_dataset(f"{run.workspace.url}/{folder}", name, entries, dict(index.classes), meta)

@@ -8,13 +8,14 @@ MLflow has no registry of data sets. Names, versions and aliases come from its *
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from tasks.mlflow_data import PseudoLabelDataset, PseudoLabelSource
@@ -75,33 +76,47 @@ def register_dataset(record: DatasetRecord, workspace: Path) -> Registration:
     if known is not None:
         return Registration(known.run_id, str(known.version), uri)
 
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        # Embedded store: artifacts beside it. A server decides for itself where they go.
-        location = (workspace.resolve() / "mlflow-artifacts").as_uri() if uri.startswith("sqlite:///") else None
-        experiment_id = client.create_experiment(EXPERIMENT, artifact_location=location)
-    else:
-        experiment_id = experiment.experiment_id
-    with mlflow.start_run(experiment_id=experiment_id, run_name=f"label {record.name}") as run:
-        mlflow.set_tags(
-            {"rfss.dataset": record.name, "rfss.status": record.status, "rfss.fingerprint": record.fingerprint}
-        )
-        mlflow.log_params({key: str(value)[:500] for key, value in record.params.items()})
-        mlflow.log_metrics(dict(record.metrics))
-        for folder, paths in record.artifacts.items():
-            for path in paths:
-                log = mlflow.log_artifacts if path.is_dir() else mlflow.log_artifact
-                log(str(path), folder)
-        source = PseudoLabelSource(str(record.folder))
-        dataset = PseudoLabelDataset(source, record.name, record.digest, dict(record.profile))
-        mlflow.log_input(dataset, context="pseudo-labels")
-        artifact_uri = mlflow.get_artifact_uri("dataset")
-    version = _create_version(client, registered, record, run.info.run_id, artifact_uri)
+    # The client's own methods: the fluent ones would set the tracking address for the whole process.
+    run_id = client.create_run(_experiment(client, workspace, uri), run_name=f"label {record.name}").info.run_id
+    try:
+        _log(client, run_id, record)
+    except BaseException:
+        client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id)
+    source = f"{client.get_run(run_id).info.artifact_uri}/dataset"
+    version = _create_version(client, registered, record, run_id, source)
     if record.status == "accepted":
         client.set_registered_model_alias(registered, "candidate", version)
-    return Registration(run.info.run_id, version, uri)
+    return Registration(run_id, version, uri)
+
+
+def _experiment(client: MlflowClient, workspace: Path, uri: str) -> str:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    # Embedded store: artifacts beside it. A server decides for itself where they go.
+    location = (workspace.resolve() / "mlflow-artifacts").as_uri() if uri.startswith("sqlite:///") else None
+    return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+
+
+def _log(client: MlflowClient, run_id: str, record: DatasetRecord) -> None:
+    now = int(time.time() * 1000)
+    tags = {"dataset": record.name, "status": record.status, "fingerprint": record.fingerprint}
+    client.log_batch(
+        run_id,
+        metrics=[Metric(name, value, now, 0) for name, value in record.metrics.items()],
+        params=[Param(name, str(value)[:500]) for name, value in record.params.items()],
+        tags=[RunTag(f"rfss.{name}", value) for name, value in tags.items()],
+    )
+    for folder, paths in record.artifacts.items():
+        for path in paths:
+            log = client.log_artifacts if path.is_dir() else client.log_artifact
+            log(run_id, str(path), folder)
+    source = PseudoLabelSource(str(record.folder))
+    dataset = PseudoLabelDataset(source, record.name, record.digest, dict(record.profile))
+    entity = Dataset(**dataset.to_dict())
+    client.log_inputs(run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", "pseudo-labels")])])
 
 
 def _create_version(client: MlflowClient, registered: str, record: DatasetRecord, run_id: str, source: str) -> str:

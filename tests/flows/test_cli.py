@@ -1,0 +1,204 @@
+"""The command line: exit codes, one clear line on bad input, the commands' contract."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from cohorts import save, write_cohort
+
+from flows.cli import main
+from tasks.summary import read_summary
+
+
+def rfss(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    return int(stop.value.code or 0)
+
+
+def label(cohort: Path, workspace: Path, *more: object) -> int:
+    options = ("--segmenter", "label-fusion", "--k", 3, "--held-out", 0.5, "--min-dice", 0)
+    return rfss("label", cohort / "images", "--labels", cohort / "labels", "--workspace", workspace, *options, *more)
+
+
+def test_label_then_status_export_and_the_gate(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = tmp_path / "w"
+    assert label(cohort, workspace) == 0
+    shown = capsys.readouterr().out
+    assert "accepted" in shown
+    assert "Held-out quality of" in shown
+    assert rfss("status", workspace) == 0
+    assert "finished" in capsys.readouterr().out
+    assert rfss("export", workspace, "--format", "nifti", "--out", tmp_path / "out") == 0
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz"))
+    assert rfss("export", workspace, "--format", "nifti", "--out", tmp_path / "out") == 2
+    assert label(cohort, workspace, "--min-dice", 1, "--dataset", "strict") == 3
+    assert "quality gate failed" in capsys.readouterr().out
+    assert read_summary(str(workspace)).dataset.status == "rejected"
+
+
+def test_settings_come_from_yaml_and_options_win(cohort: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"images: {cohort / 'images'}\nlabels: {cohort / 'labels'}\nworkspace: {tmp_path / 'w'}\nk: 2\n"
+        "held_out: 0.5\nsegmentation: {segmenter: label-fusion}\nquality: {min_dice: 0}\n"
+        "imaging: {classes: {1: wall, 2: core}}\n"
+    )
+    assert rfss("label", "--config", config, "--k", 4) == 0
+    summary = read_summary(str(tmp_path / "w"))
+    assert summary.k == 4
+    assert set(summary.held_out_dice) == {"wall", "core", "mean"}
+
+
+def test_evaluate_writes_its_contract(cohort: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "result.json"
+    code = rfss(
+        "evaluate", "--images", cohort / "images", "--labels", cohort / "labels", "--out", out, "--preset", "tiny",
+        "--support-slices", 9, "--k", 3, "--strategy", "random", "--test-patients", 4, "--support-patients", 5,
+        "--segmenter", "label-fusion",
+    )  # fmt: skip
+    assert code == 0
+    result = json.loads(out.read_text())
+    assert set(result["dice"]) == {"1", "2", "mean"} == set(result["hd95"])
+    assert (result["support_slices"], result["support_patients"], result["test_patients"]) == (9, 5, 4)
+    assert len(result["per_case"]) == 4
+    assert result["slices_per_second"] > 0
+    assert result["strategy"] == "random"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["label"], "images is missing"),
+        (["label", "{cohort}/images", "--labels", "{cohort}/labels"], "workspace is missing"),
+        (["label", "{cohort}/nowhere", "--labels", "{cohort}/labels", "--workspace", "{tmp}/w"], "nowhere"),
+        (["label", "{cohort}/images", "--labels", "{tmp}/none", "--workspace", "{tmp}/w"], "none"),
+        (["label", "{cohort}/images", "--labels", "{tmp}/empty", "--workspace", "{tmp}/w"], "empty"),
+        (["label", "{tmp}/empty", "--labels", "{cohort}/labels", "--workspace", "{tmp}/w"], "empty"),
+        (["label", "{cohort}/images", "--labels", "{cohort}/labels", "--workspace", "{tmp}/taken"], "not an RFSS"),
+        (["label", "{cohort}/images", "--labels", "x", "--workspace", "y", "--k", "0"], "k: "),
+        (["label", "{cohort}/images", "--labels", "x", "--workspace", "y", "--held-out", "1.5"], "held_out: "),
+        (["label", "{cohort}/images", "--labels", "x", "--workspace", "y", "--executor", "cloud"], "'cloud' is not an"),
+        (["label", "{cohort}/images", "--labels", "x", "--workspace", "y", "--preset", "huge"], "huge"),
+        (["label", "{cohort}/images", "--labels", "x", "--workspace", "y", "--patient-pattern", "("], "regular expr"),
+        (["label", "--config", "{tmp}/no.yaml"], "no.yaml"),
+        (["label", "--config", "{tmp}/broken.yaml"], "not valid YAML"),
+        (["label", "--config", "{tmp}/odd.yaml"], "colour"),
+        (["evaluate", "--images", "{cohort}/images"], "--labels"),
+        (
+            ["evaluate", "--images", "{cohort}/images", "--labels", "{cohort}/labels", "--out", "{tmp}/o.json",
+             "--test-patients", "50"],
+            "12 were found",
+        ),
+        (["status", "{tmp}/w"], "no RFSS workspace"),
+        (["export", "{tmp}/w", "--out", "{tmp}/o"], "no RFSS workspace"),
+        (["frobnicate"], "frobnicate"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_one_line_and_exit_code_2(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").write_text("do not touch")
+    (tmp_path / "broken.yaml").write_text("k: [1")
+    (tmp_path / "odd.yaml").write_text("colour: red")
+    assert rfss(*(text.format(cohort=cohort, tmp=tmp_path) for text in arguments)) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err.replace("\n", " ")
+    assert "Traceback" not in shown.err + shown.out
+    assert (tmp_path / "taken" / "thesis.tex").read_text() == "do not touch"
+
+
+def test_bad_cases_are_set_aside_and_the_rest_is_unharmed(tmp_path: Path) -> None:
+    folder = write_cohort(tmp_path / "c", patients=16, labelled=12)
+    images, labels = folder / "images", folder / "labels"
+    good = np.random.default_rng(0).normal(100, 10, (40, 40, 3)).astype(np.float32)
+    whole = (images / "sub-12.nii.gz").read_bytes()
+    (images / "truncated.nii.gz").write_bytes(whole[: len(whole) // 2])
+    nan = good.copy()
+    nan[3, 3, 1] = np.nan
+    save(images / "nan.nii.gz", nan)
+    save(images / "constant.nii.gz", np.full((40, 40, 3), 7, np.int16))
+    save(images / "cine.nii.gz", np.zeros((8, 8, 3, 4), np.int16) + np.arange(4, dtype=np.int16))
+    save(labels / "orphan.nii.gz", np.ones((4, 4, 4), np.uint8))
+    save(images / "other shape.nii.gz", good)
+    save(labels / "other shape.nii.gz", np.ones((9, 9, 3), np.uint8))
+    save(images / "blank.nii.gz", good)
+    save(labels / "blank.nii.gz", np.zeros((40, 40, 3), np.uint8))
+    (images / "outside.nii.gz").symlink_to(tmp_path / "secret.nii.gz")
+    save(tmp_path / "secret.nii.gz", good)
+    save(images / "Zoë a..b 01.nii.gz", good)
+    assert label(folder, tmp_path / "w") == 0
+    summary = json.loads((tmp_path / "w" / "summary.json").read_text())
+    quarantine = pd.read_parquet(tmp_path / "w" / "manifest" / "quarantine.parquet")
+    assert len(quarantine) == summary["cases"]["quarantined"]
+    reasons = dict(zip(quarantine["name"], quarantine["reason"], strict=True))
+    for name in ("truncated", "nan", "constant", "cine", "other shape", "blank"):
+        assert any(key.startswith(name) for key in reasons), (name, reasons)
+    assert any("orphan" in key for key in reasons)
+    assert any("outside" in key for key in reasons)
+    assert quarantine["message"].str.len().min() > 20
+    produced = sorted(path.name for path in (tmp_path / "w" / "pseudo_labels").glob("*.nii.gz"))
+    assert produced == ["Zoë a..b 01.nii.gz", *(f"sub-{number:02d}.nii.gz" for number in range(12, 16))]
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_with_more_space(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
+        pytest.skip("a small disk needs the right to mount a tmpfs")
+    try:
+        assert label(cohort, disk / "w") == 1
+        shown = capsys.readouterr().err.replace("\n", " ")
+        assert "space" in shown
+        assert "Traceback" not in shown
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        assert label(cohort, disk / "w") == 0
+        assert len(list((disk / "w" / "pseudo_labels").glob("*.nii.gz"))) == 4
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_killed_run_goes_on_to_the_same_data_set(tmp_path: Path) -> None:
+    folder = write_cohort(tmp_path / "c", patients=90, labelled=12)
+    command = [
+        sys.executable, "-m", "flows.cli", "label", str(folder / "images"), "--labels", str(folder / "labels"),
+        "--workspace", str(tmp_path / "w"), "--segmenter", "label-fusion", "--k", "3", "--min-dice", "0",
+        "--held-out", "0.5", "--dataset", "killed",
+    ]  # fmt: skip
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": ""}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    records = tmp_path / "w" / "records" / "embed"
+    deadline = time.monotonic() + 200
+    while not any(records.rglob("*.json")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "w" / "summary.json").exists()
+    assert label(folder, tmp_path / "w", "--dataset", "killed") == 0
+    assert label(folder, tmp_path / "undisturbed", "--dataset", "killed") == 0
+    resumed, undisturbed = (read_summary(str(tmp_path / name)) for name in ("w", "undisturbed"))
+    assert resumed.fingerprint == undisturbed.fingerprint
+    assert resumed.dataset.digest == undisturbed.dataset.digest
+
+
+def test_doctor_says_that_this_installation_works(capsys: pytest.CaptureFixture[str]) -> None:
+    assert rfss("doctor") == 0
+    assert "preset tiny segments a slice" in capsys.readouterr().out.replace("\n", " ")

@@ -146,7 +146,12 @@ def test_files_stay_short() -> None:
 
 
 def test_every_module_says_what_it_is() -> None:
-    silent = [module_of(path) for path in SOURCES if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
+    silent = [
+        module_of(path)
+        for path in SOURCES
+        if path.relative_to(ROOT).parts[0] != "tests"
+        and not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    ]
     assert not silent, f"no docstring: {', '.join(silent)}"
 
 

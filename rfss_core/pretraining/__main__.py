@@ -100,7 +100,7 @@ def train_dinov2(
     groups: Groups = 4,
     members: Members = 12,
     horizon: Horizon = 20000,
-    rate: Rate = 5e-4,
+    rate: Rate = 2e-4,
     warmup: Warmup = 100,
     ema: Ema = 0.998,
     seed: Seed = 0,
@@ -114,7 +114,8 @@ def train_dinov2(
         seed=seed, workers=workers,
     )  # fmt: skip
     data = LabelledGroupDataset(read_packs(packs, "train"), size, members, seed + 1, EMBEDDING_MIXTURE)
-    done = train(AgreementObjective(settings), data, settings, run, steps=steps, minutes=minutes)
+    sample = torch.cat([data[2**30 + i]["images"] for i in range(16)])
+    done = train(AgreementObjective(settings, sample), data, settings, run, steps=steps, minutes=minutes)
     console.print(f"step {done.step}, {done.seconds / 60:.1f} minutes in all; checkpoint in {run}")
 
 

@@ -16,7 +16,9 @@ from torch.nn import functional
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from rfss_core.pretraining.conditioning import IMAGE_MEAN, IMAGE_STD
+from rfss_core.pretraining.glimpse import initialise_glimpses
 from rfss_core.pretraining.settings import TrainingSettings
+from rfss_core.pretraining.task import LabelledGroupDataset
 from rfss_core.pretraining.trainer import Batch
 
 CONFIG = Path(__file__).parents[1] / "weights" / "dinov2-tiny"
@@ -31,12 +33,16 @@ def build_dinov2(folder: Path = CONFIG) -> Any:
     return Dinov2WithRegistersModel(Dinov2WithRegistersConfig.from_pretrained(folder))
 
 
-def embed(model: Any, images: Tensor) -> Tensor:
-    """Return L2-normalised CLS embeddings [B, D] of grey images [B, S, S] in [0, 1]."""
+def standardise(images: Tensor) -> Tensor:
+    """Turn grey images [B, S, S] in [0, 1] into three channels with ImageNet's mean and deviation taken out."""
     mean = images.new_tensor(IMAGE_MEAN).view(1, 3, 1, 1)
     std = images.new_tensor(IMAGE_STD).view(1, 3, 1, 1)
-    pixels = (images[:, None].expand(-1, 3, -1, -1) - mean) / std
-    output: Tensor = model(pixel_values=pixels).last_hidden_state[:, 0]
+    return (images[:, None].expand(-1, 3, -1, -1) - mean) / std
+
+
+def embed(model: Any, images: Tensor) -> Tensor:
+    """Return L2-normalised CLS embeddings [B, D] of grey images [B, S, S] in [0, 1]."""
+    output: Tensor = model(pixel_values=standardise(images)).last_hidden_state[:, 0]
     return functional.normalize(output.float(), dim=-1)
 
 
@@ -99,13 +105,18 @@ class AgreementObjective:
 
     Args:
         settings: of the training.
+        sample: [B, S, S] in [0, 1], a few hundred varied images to centre the embedding by; None takes synthetic ones.
     """
 
     kind = "dinov2"
 
-    def __init__(self, settings: TrainingSettings) -> None:
+    def __init__(self, settings: TrainingSettings, sample: Tensor | None = None) -> None:
         torch.manual_seed(settings.seed)
         self.model: nn.Module = build_dinov2()
+        if sample is None:
+            data = LabelledGroupDataset([], 112, 8, seed=settings.seed + 7)
+            sample = torch.cat([data[i]["images"] for i in range(8)])
+        initialise_glimpses(self.model, standardise(sample), settings.seed)
         if settings.size % 14:
             raise ValueError(f"size must be a multiple of 14, the patch size, got {settings.size}; take 112")
 

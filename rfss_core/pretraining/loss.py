@@ -15,7 +15,7 @@ from rfss_core.pretraining.conditioning import Answer, Memories
 class LossWeights:
     """How much each part counts."""
 
-    cross_entropy: float = 1.5
+    cross_entropy: float = 1.0
     dice: float = 1.0
     every_mask: float = 0.2
     """Share of the three masks' mean beside the best one: no mask token stays untrained."""

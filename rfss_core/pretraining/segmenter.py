@@ -51,7 +51,7 @@ class InContextObjective:
         torch.manual_seed(settings.seed)
         sam2 = build_sam2(settings.size)
         sample = default_collate([GroupDataset([], settings.size, seed=settings.seed + 7)[i] for i in range(8)])
-        initialise(sam2, sample["images"].flatten(0, 1), settings.seed)
+        initialise(sam2, sample["images"], sample["masks"], settings.seed)
         self.context = InContextSam2(sam2)
         self.model: nn.Module = sam2
         self.weights = weights or LossWeights()

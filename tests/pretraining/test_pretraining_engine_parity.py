@@ -33,7 +33,7 @@ class Found:
 def model():
     torch.manual_seed(0)
     sam2 = build_sam2(SIZE).eval()
-    initialise(sam2, torch.rand(8, SIZE, SIZE), seed=0)
+    initialise(sam2, torch.rand(2, 4, SIZE, SIZE), torch.rand(2, 4, SIZE, SIZE).round(), seed=0)
     # A pointer's position, an absent class's code and an absent pointer are zero at the start: make them count.
     with torch.no_grad():
         for parameter in (sam2.occlusion_spatial_embedding_parameter, sam2.no_object_pointer):

@@ -13,8 +13,16 @@ from transformers import Dinov2WithRegistersModel, Sam2VideoModel
 from rfss_core.errors import ModelError
 from rfss_core.pretraining.checkpoint import load_checkpoint
 from rfss_core.pretraining.conditioning import InContextSam2
-from rfss_core.pretraining.embedder import AgreementObjective, agreement_loss, build_dinov2, label_agreement
+from rfss_core.pretraining.embedder import (
+    AgreementObjective,
+    agreement_loss,
+    build_dinov2,
+    embed,
+    label_agreement,
+    standardise,
+)
 from rfss_core.pretraining.export import build, export
+from rfss_core.pretraining.glimpse import initialise_glimpses
 from rfss_core.pretraining.propagation import initialise
 from rfss_core.pretraining.segmenter import InContextObjective, build_sam2, draw_supports
 from rfss_core.pretraining.settings import TrainingSettings
@@ -70,21 +78,21 @@ def test_sam2_resumes_to_the_weights_of_an_undisturbed_run(tmp_path: Path):
 
 
 def test_dinov2_learns_to_rank_by_label_agreement(tmp_path: Path):
-    settings = TrainingSettings(size=56, groups=2, members=6, warmup=2, horizon=60, seed=1, learning_rate=1e-3)
+    settings = TrainingSettings(size=112, groups=2, members=6, warmup=2, horizon=60, seed=1, learning_rate=1e-3)
 
     class SameLabelledGroups(LabelledGroupDataset):
         def __getitem__(self, index: int):
             return super().__getitem__(index % 2)
 
-    data = SameLabelledGroups([], 56, 6, seed=1)
+    data = SameLabelledGroups([], 112, 6, seed=1)
     objective = AgreementObjective(settings)
     batch = default_collate([data[0], data[1]])
     with torch.no_grad():
         before = float(objective.loss(batch, torch.Generator())[0])
-    train(objective, data, settings, tmp_path, steps=25)
+    train(objective, data, settings, tmp_path, steps=15)
     with torch.no_grad():
         after = float(objective.loss(batch, torch.Generator())[0])
-    assert after < 0.8 * before
+    assert after < 0.9 * before
 
 
 def test_checkpoints_of_the_other_kind_are_refused(tmp_path: Path):
@@ -118,6 +126,10 @@ def test_exports_load_with_plain_transformers(tmp_path: Path):
         assert described["licence"].startswith("CC BY-SA")
 
 
+def coarse_fine(masks: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.adaptive_avg_pool2d(masks[:, None], 32).flatten(1) > 0.5
+
+
 def test_label_propagation_start_propagates():
     """Before any training, attention falls on the foreground of the supports where the query shows the same."""
     torch.manual_seed(0)
@@ -140,8 +152,31 @@ def test_label_propagation_start_propagates():
     plain = build_sam2(size).eval()
     assert abs(gap(plain)) < 0.05
     started = build_sam2(size).eval()
-    initialise(started, images, seed=0)
+    initialise(started, images[None], masks[None], seed=0)
     assert gap(started) > 0.3
+    # The decoder reads the propagated label before it has learnt anything.
+    with torch.no_grad():
+        answer, _ = InContextSam2(started)(images[None], masks[None], allow, offsets)
+    assert torch.sigmoid(answer.best()).flatten(1)[coarse_fine(masks)].mean() > 0.6
+    assert torch.sigmoid(answer.best()).flatten(1)[~coarse_fine(masks)].mean() < 0.4
+
+
+def test_glimpse_start_describes_places():
+    """Before any training, embeddings of pictures with the same layout are the nearest."""
+    generator = torch.Generator().manual_seed(0)
+    layouts = torch.nn.functional.interpolate(torch.rand((12, 1, 4, 4), generator=generator), size=112, mode="bilinear")
+    first = (layouts[:, 0] + 0.05 * torch.randn((12, 112, 112), generator=generator)).clamp(0, 1)
+    second = (layouts[:, 0] + 0.05 * torch.randn((12, 112, 112), generator=generator)).clamp(0, 1)
+    plain, started = build_dinov2().eval(), build_dinov2().eval()
+    initialise_glimpses(started, standardise(first))
+
+    def spread(model) -> torch.Tensor:
+        with torch.no_grad():
+            return embed(model, first) @ embed(model, second).T
+
+    assert torch.equal(spread(started).argmax(1), torch.arange(12))
+    others = ~torch.eye(12, dtype=torch.bool)
+    assert spread(started)[others].mean() < 0.3 < spread(plain)[others].mean()
 
 
 def test_every_query_has_a_support_that_shows_the_class():

@@ -138,7 +138,8 @@ def _mask_contrast(model: Any) -> Tensor:
     written = nn.functional.conv2d(encoder.mask_downsampler(full), encoder.projection.weight)
     middle = written.shape[-1] // 2
     assert not encoder.mask_downsampler.final_conv.weight[:half].any()
-    return torch.linalg.vector_norm(written[0, :, middle, middle] - written[1, :, middle, middle])
+    contrast: Tensor = torch.linalg.vector_norm(written[0, :, middle, middle] - written[1, :, middle, middle])
+    return contrast
 
 
 def _read_out(model: Any, context: InContextSam2, images: Tensor, masks: Tensor) -> None:
@@ -154,7 +155,7 @@ def _read_out(model: Any, context: InContextSam2, images: Tensor, masks: Tensor)
     offsets = torch.zeros(groups, members)
     conditioned, _ = context.attend(coarse, features.position, memories, allow, offsets, masks.flatten(0, 1))
     tokens = conditioned.flatten(3).transpose(2, 3).flatten(0, 2)
-    share = nn.functional.adaptive_avg_pool2d(masks.flatten(0, 1)[:, None], conditioned.shape[-2:]).flatten()
+    share = nn.functional.adaptive_avg_pool2d(masks.flatten(0, 1)[:, None], conditioned.shape[-1]).flatten()
     inputs = torch.cat([tokens, torch.ones(len(tokens), 1)], 1).double()
     # Foreground and background count the same, however small the foreground.
     weight = (share / share.sum() + (1 - share) / (1 - share).sum()).double()[:, None]

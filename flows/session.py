@@ -44,6 +44,11 @@ def command_session(log_file: Path | None, verbose: bool) -> Iterator[Console]:
         for existing in logging.getLogger(name).handlers:
             if isinstance(existing, PrefectConsoleHandler):
                 existing.setLevel(logging.CRITICAL + 1)
+    # Other libraries' notes to their developers belong into the log, not before a user's eyes.
+    logging.captureWarnings(capture=True)
+    logging.getLogger("py.warnings").propagate = False
+    for library in ("mlflow", "alembic"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     with warnings.catch_warnings(), TerminalProgress(console) as bars:
         warnings.simplefilter("default")
 
@@ -56,6 +61,7 @@ def command_session(log_file: Path | None, verbose: bool) -> Iterator[Console]:
             yield console
         finally:
             terminal_listener.reset(token)
+            logging.captureWarnings(capture=False)
             for handler in handlers:
                 logger.removeHandler(handler)
                 logging.getLogger("py.warnings").removeHandler(handler)

@@ -253,3 +253,37 @@ def test_nan_pixels(toys: Any, segmenter: Any) -> None:
     query[3, 4] = np.nan
     with pytest.raises(PixelError, match="1 NaN or infinite pixels"):
         segmenter.segment([query], [toys.Found.of(0)], toys.shapes(1))
+
+
+def test_the_number_of_threads_changes_no_bit(toys: Any, preset: Preset, settings: SegmentationSettings) -> None:
+    support, threads = toys.shapes(6), torch.get_num_threads()
+    outcomes = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            segmenter = load_segmenter(settings.model_copy(update={"batch_size": 2}), preset)
+            outcomes.append(logits(segmenter, toys.queries, toys.found, support))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    for others in outcomes[1:]:
+        for one, other in zip(outcomes[0], others, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_what_is_already_in_the_bank_changes_no_bit(toys: Any, preset: Preset, settings: SegmentationSettings) -> None:
+    support = toys.shapes(6)
+    cold, warm = load_segmenter(settings, preset), load_segmenter(settings, preset)
+    warm.segment(toys.queries[:1], [toys.Found.of(4, 1)], support, classes=[3])
+    for one, other in zip(
+        logits(cold, toys.queries, toys.found, support), logits(warm, toys.queries, toys.found, support), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_an_error_in_one_lane_reaches_the_caller(toys: Any, preset: Preset, settings: SegmentationSettings) -> None:
+    queries = [query.copy() for query in toys.queries]
+    queries[3][0, 0] = np.inf
+    segmenter = load_segmenter(settings.model_copy(update={"batch_size": 1}), preset)
+    with pytest.raises(PixelError):
+        segmenter.segment(queries, toys.found, toys.shapes(6))

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rfss_core.digest import digest_array
 from rfss_core.segmentation.adapter import Sam2Adapter
-from rfss_core.segmentation.batching import run_in_batches
+from rfss_core.segmentation.lanes import Lanes
 from rfss_core.segmentation.memory import Memory, MemoryBank
 from rfss_core.segmentation.preprocess import MASK_BIAS, MASK_SCALE, prepare_image, prepare_mask, round_trip
 from rfss_core.segmentation.segmenter import Supports, read_support
@@ -23,6 +24,16 @@ class _Missing:
 
     index: int
     keys: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Memories:
+    """Memories of some support slices and classes."""
+
+    by_key: dict[str, Memory]
+    """By content address; slices and classes may share one."""
+    keys: dict[tuple[int, int], str]
+    """Address of each (position in the support set, class value)."""
 
 
 class SupportEncoder:
@@ -39,22 +50,20 @@ class SupportEncoder:
         self.adapter = adapter
         self.bank = bank
         self.mode = mode
+        self.lanes = Lanes(adapter.device)
         self._keys: dict[tuple[int, int], str] = {}
         self._keys_of = ""
 
-    def memories(
-        self, support: Supports, indices: Sequence[int], values: Sequence[int], batch_size: int
-    ) -> tuple[dict[str, Memory], dict[tuple[int, int], str]]:
+    def memories(self, support: Supports, indices: Sequence[int], values: Sequence[int]) -> Memories:
         """Return the memories of support slices and classes.
 
         Args:
             support: the support set.
             indices: which slices, each once.
             values: which classes.
-            batch_size: slices encoded at once, at most.
 
         Returns:
-            The memories by address, and the address of each (index, class value).
+            The memories.
 
         Raises:
             SupportError: a mask that does not fit its image.
@@ -71,9 +80,12 @@ class SupportEncoder:
             if keys:
                 missing.append(_Missing(index, keys))
                 scheduled.update(keys.values())
-        for encoded in run_in_batches(missing, batch_size, lambda batch: self._encode(support, batch)):
-            found.update(encoded)
-        return found, addresses
+        # Slice by slice: a memory must not depend on which other slices happened to be unknown.
+        encoded = self.lanes.map(lambda item: self._encode(support, item), missing)
+        for item, memories in zip(missing, encoded, strict=True):
+            for key, (spatial, pointer) in zip(item.keys.values(), memories, strict=True):
+                found[key] = self.bank.add(key, spatial, pointer)
+        return Memories(found, addresses)
 
     def _address(self, support: Supports, index: int, value: int) -> str:
         # Hashing a slice costs more than finding its memory; a support set's digest vouches for its content.
@@ -88,24 +100,17 @@ class SupportEncoder:
         return self._keys[index, value]
 
     @torch.inference_mode()
-    def _encode(self, support: Supports, batch: Sequence[_Missing]) -> list[dict[str, Memory]]:
+    def _encode(self, support: Supports, item: _Missing) -> list[tuple[Tensor, Tensor]]:
         adapter, size = self.adapter, self.adapter.traits.image_size
-        slices = [read_support(support, item.index) for item in batch]
-        pixels = torch.stack([prepare_image(image, size) for image, _ in slices])
-        features = adapter.encode_image(pixels.to(adapter.device, adapter.dtype))
-        results: list[dict[str, Memory]] = []
-        for row, (item, (_, label_map)) in enumerate(zip(batch, slices, strict=True)):
-            values = list(item.keys)
-            harden = self.mode == "meta"
-            mask = torch.stack([prepare_mask(label_map == value, size, harden=harden) for value in values])
-            mask = mask.to(adapter.device)
+        image, label_map = read_support(support, item.index)
+        pixels = prepare_image(image, size)[None].to(adapter.device, adapter.dtype)
+        features = adapter.encode_image(pixels)
+        encoded: list[tuple[Tensor, Tensor]] = []
+        # Class by class, for the same reason: the last bits of a batch depend on its size.
+        for value in item.keys:
+            mask = prepare_mask(label_map == value, size, harden=self.mode == "meta")[None].to(adapter.device)
             present = (mask > 0).flatten(1).any(dim=1)
-            rows = torch.full((len(values),), row, device=adapter.device)
-            own = features.take(rows)
             seen = round_trip(mask) if self.mode == "meta" else mask
-            spatial = adapter.encode_memory(own.coarse, seen * MASK_SCALE + MASK_BIAS, present)
-            pointer = adapter.encode_pointer(own, mask, present)
-            results.append(
-                {key: self.bank.add(key, spatial[n], pointer[n]) for n, key in enumerate(item.keys.values())}
-            )
-        return results
+            spatial = adapter.encode_memory(features.coarse, seen * MASK_SCALE + MASK_BIAS, present)
+            encoded.append((spatial[0], adapter.encode_pointer(features, mask, present)[0]))
+        return encoded

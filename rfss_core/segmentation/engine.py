@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,12 +21,15 @@ from rfss_core.digest import digest_json
 from rfss_core.segmentation.adapter import Decoded, Sam2Adapter
 from rfss_core.segmentation.attention import MemoryAttention
 from rfss_core.segmentation.batching import bytes_per_query, free_bytes, run_in_batches
-from rfss_core.segmentation.encoding import SupportEncoder
+from rfss_core.segmentation.encoding import Memories, SupportEncoder
 from rfss_core.segmentation.memory import BoundedCache, Memory, MemoryBank
 from rfss_core.segmentation.merging import gate, merge
 from rfss_core.segmentation.preprocess import prepare_image, to_native
 from rfss_core.segmentation.segmenter import Neighbours, Segmentation, Slice, Supports, check_request
 from rfss_core.settings import SegmentationSettings, SupportMaskMode
+
+# Query tokens in one batch on a CPU.
+_CPU_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -94,35 +98,54 @@ class MemorySegmenter:
     ) -> list[Segmentation]:
         """Label slices; see :meth:`rfss_core.segmentation.segmenter.Segmenter.segment`."""
         values = check_request(queries, neighbours, support, classes)
-        most = max((len(found.indices) for found in neighbours), default=1)
+        lanes = self.encoder.lanes
+        rows = range(len(queries))
+        pieces = [rows[start : start + self._piece] for start in range(0, len(rows), self._piece)]
+        results: list[Segmentation] = []
+        for start in range(0, len(pieces), lanes.count):
+            window = pieces[start : start + lanes.count]
+            wanted = sorted({int(index) for piece in window for row in piece for index in neighbours[row].indices})
+            memories = self.encoder.memories(support, wanted, values)
 
-        def run(rows: Sequence[int]) -> list[Segmentation]:
-            batch = [queries[row] for row in rows]
-            decoded = self._decode(batch, [neighbours[row] for row in rows], support, values)
-            return [
-                self._finish(batch[row].shape[:2], planes, values, keep_logits=keep_logits)
-                for row, planes in enumerate(decoded)
-            ]
+            def label(batch: Sequence[int], memories: Memories = memories) -> list[Segmentation]:
+                decoded = self._decode(
+                    [queries[row] for row in batch], [neighbours[row] for row in batch], memories, values
+                )
+                return [
+                    self._finish(queries[row].shape[:2], planes, values, keep_logits=keep_logits)
+                    for row, planes in zip(batch, decoded, strict=True)
+                ]
 
-        return run_in_batches(range(len(queries)), self._batch_limit(most, len(values)), run)
+            limit = self._limit(max(len(found.indices) for found in neighbours), len(values))
+            for labelled in lanes.map(partial(run_in_batches, limit=limit, run=label), window):
+                results.extend(labelled)
+        return results
 
-    def _batch_limit(self, k: int, classes: int) -> int:
+    @property
+    def _piece(self) -> int:
+        if self.adapter.device.type != "cpu":
+            return self.settings.batch_size
+        # On a CPU larger batches win nothing; small ones keep every lane busy and the peak of memory low.
+        return max(1, min(self.settings.batch_size, _CPU_TOKENS // self.adapter.traits.grid**2))
+
+    def _limit(self, k: int, classes: int) -> int:
+        # Free memory must not shape CPU batches: their last bits would depend on what else the machine does.
+        if self.adapter.device.type == "cpu":
+            return self._piece
         needed = bytes_per_query(self.adapter.traits, k, classes, self.adapter.dtype.itemsize)
         return max(1, min(self.settings.batch_size, free_bytes(self.adapter.device) // (2 * needed)))
 
     def _decode(
-        self, queries: Sequence[Slice], neighbours: Sequence[Neighbours], support: Supports, values: list[int]
+        self, queries: Sequence[Slice], neighbours: Sequence[Neighbours], memories: Memories, values: list[int]
     ) -> list[list[Decoded]]:
         size = self.adapter.traits.image_size
-        wanted = {int(index) for found in neighbours for index in found.indices}
-        memories, addresses = self.encoder.memories(support, sorted(wanted), values, self.settings.batch_size)
         pixels = torch.stack([prepare_image(query, size) for query in queries])
         features = self.adapter.encode_image(pixels.to(self.adapter.device, self.adapter.dtype))
         started = self.attention.start(features.coarse)
         decoded: list[list[Decoded | None]] = [[None] * len(values) for _ in queries]
-        for pairs in _pairs_by_length(neighbours, addresses, values):
+        for pairs in _pairs_by_length(neighbours, memories.keys, values):
             rows = torch.tensor([pair.row for pair in pairs], device=self.adapter.device)
-            conditioned = self._attend(started[rows], pairs, memories)
+            conditioned = self._attend(started[rows], pairs, memories.by_key)
             outputs = self.adapter.decode(features.take(rows), conditioned, multimask=self.adapter.traits.multimask)
             for position, pair in enumerate(pairs):
                 decoded[pair.row][pair.plane] = _row(outputs, position)

@@ -1,4 +1,4 @@
-"""The run's summary: ``summary.json``, the contract with scripts and downstream jobs (docs/summary.md)."""
+"""The run's summary: ``summary.json``, the contract with scripts and downstream jobs (docs/outputs.md)."""
 
 from __future__ import annotations
 

@@ -5,6 +5,9 @@ import os
 # Prefect's temporary server needs longer than its default 20 s on a busy machine.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
 
+# Our own log lines belong into a run's page in Prefect's UI.
+os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "rfss")
+
 # A hospital's machine must not phone home because it labels images. Set before Prefect, MLflow and the hub's client
 # are imported; whoever wants their telemetry sets the variables.
 for _variable, _value in {

@@ -9,7 +9,7 @@ import pandas as pd
 
 from rfss_core.digest import digest_json
 
-CAP = 4
+CAP = 2
 """Hard cap of a chunk's slices, in targets; only a single case may exceed it."""
 
 
@@ -36,14 +36,14 @@ def plan_chunks(cases: pd.DataFrame, target_slices: int = 64) -> list[Chunk]:
 
     Content-defined chunking (as in LBFS, Muthitacharoen et al. 2001, over cases instead of bytes): a case ends its
     chunk when the hash of its id, drawn uniformly from [0, 1), is below n_slices / target_slices. So chunks have
-    target_slices slices on average, and one case more or fewer changes the chunk that it falls into, splits it in two
+    about target_slices slices, and one case more or fewer changes the chunk that it falls into, splits it in two
     or joins two, and leaves all others alone. A run above the cap is cut at its lowest draws, recursively, so that
     the change stays inside that run.
 
     Args:
         cases: the manifest's cases, or some of them, in any order, with columns ``case_id``, ``n_slices``,
             ``source_digest`` and ``pixel_digest``.
-        target_slices: mean number of slices in a chunk.
+        target_slices: slices that a chunk should have, about; twice as many at most, but for a larger case.
 
     Returns:
         Chunks in order of their cases' ids; every case is in exactly one.

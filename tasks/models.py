@@ -7,6 +7,7 @@ from functools import lru_cache
 from rfss_core.embedding import Embedder, load_embedder
 from rfss_core.presets import PRESETS
 from rfss_core.segmentation import Segmenter, load_segmenter
+from rfss_core.segmentation.memory_store import ZarrMemoryStore
 from rfss_core.settings import EmbeddingSettings, PresetName, SegmentationSettings
 
 
@@ -17,9 +18,9 @@ def embedder_for(settings: EmbeddingSettings, preset: PresetName, device: str) -
 
 
 @lru_cache(maxsize=2)
-def segmenter_for(settings: SegmentationSettings, preset: PresetName) -> Segmenter:
-    """Return this process's segmenter for these settings."""
-    return load_segmenter(settings, PRESETS[preset])
+def segmenter_for(settings: SegmentationSettings, preset: PresetName, workspace: str) -> Segmenter:
+    """Return this process's segmenter for these settings; its memories are kept in the workspace."""
+    return load_segmenter(settings, PRESETS[preset], memories=ZarrMemoryStore(f"{workspace}/memories"))
 
 
 def segmenter_name(settings: SegmentationSettings, preset: PresetName) -> str:

@@ -95,8 +95,9 @@ def _retrieval(job: SegmentJob) -> tuple[SupportSet, Retriever]:
 def segment_chunk(job: SegmentJob, unit: SegmentUnit) -> ChunkReport:
     """Segment one chunk's cases; runs in a worker."""
     workspace = Workspace.open(job.workspace)
-    segmenter = segmenter_for(job.segmentation, job.preset)
-    fusion = segmenter_for(job.segmentation.model_copy(update={"segmenter": "label-fusion"}), job.preset)
+    segmenter = segmenter_for(job.segmentation, job.preset, job.workspace)
+    voting = job.segmentation.model_copy(update={"segmenter": "label-fusion"})
+    fusion = segmenter_for(voting, job.preset, job.workspace)
     support, _ = _retrieval(job)
     arrays: dict[str, npt.NDArray[Any]] = {}
     slice_rows: list[pd.DataFrame] = []
@@ -189,7 +190,7 @@ def segment(run: Run, manifest: Manifest, embeddings: Embeddings, index: Support
     """Segment the named cases that have no trusted masks yet."""
     settings = run.settings
     with run.stage(STAGE) as stage:
-        segmenter = segmenter_for(settings.segmentation, settings.preset)
+        segmenter = segmenter_for(settings.segmentation, settings.preset, run.workspace.url)
         key = digest_json(
             {
                 "embeddings": embeddings.key,

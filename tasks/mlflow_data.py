@@ -9,14 +9,13 @@ from mlflow.data.dataset import Dataset
 from mlflow.data.dataset_source import DatasetSource
 
 from rfss_core.datasets import DatasetManifest, read_dataset
-from rfss_core.errors import InputNotFoundError
 
 
 class PseudoLabelSource(DatasetSource):
     """A folder that holds a pseudo-label data set's manifest and masks.
 
     Args:
-        address: path of the data set's folder.
+        address: folder or fsspec URL of the data set.
     """
 
     def __init__(self, address: str) -> None:
@@ -30,13 +29,10 @@ class PseudoLabelSource(DatasetSource):
         """Read the manifest and verify every file's sha256.
 
         Raises:
-            InputNotFoundError: the folder is gone.
+            InputNotFoundError: the data set is gone.
             CorruptStoreError: files changed or vanished; the message names them.
         """
-        folder = Path(self.address)
-        if not folder.is_dir():
-            raise InputNotFoundError(f"the data set's folder '{folder}' is gone; restore the workspace or label again")
-        return read_dataset(folder)
+        return read_dataset(self.address)
 
     @staticmethod
     def _can_resolve(raw_source: Any) -> bool:
@@ -101,4 +97,6 @@ def from_rfss(path: str, name: str | None = None, digest: str | None = None) -> 
     """
     source = PseudoLabelSource(path)
     manifest = source.load()
-    return PseudoLabelDataset(source, name or manifest.name, digest or manifest.digest, {"cases": len(manifest.entries)})
+    return PseudoLabelDataset(
+        source, name or manifest.name, digest or manifest.digest, {"cases": len(manifest.entries)}
+    )

@@ -5,17 +5,16 @@ from __future__ import annotations
 import re
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from prefect import task
 
 from rfss_core.code import code_version
 from rfss_core.datasets import DatasetManifest
-from rfss_core.errors import SettingsError
 from rfss_core.quality import METRICS_LIBRARY
 from rfss_core.store import Manifest
 from tasks.embed import Embeddings
+from tasks.export import LATEST
 from tasks.index import SupportIndex
 from tasks.quality import QualityOutcome
 from tasks.registry import DatasetRecord, register_dataset
@@ -23,6 +22,7 @@ from tasks.report import write_run_report
 from tasks.run import STAGE_TASK, ChunkReport, Run
 from tasks.segment import Masks
 from tasks.summary import (
+    SUMMARY,
     CasesPart,
     DatasetPart,
     DecisionsPart,
@@ -59,34 +59,30 @@ def register(
         started: ``time.perf_counter()`` at the run's begin.
 
     Raises:
-        SettingsError: the workspace is an object store.
+        SettingsError: the workspace is an object store and ``MLFLOW_TRACKING_URI`` is not set.
     """
     files = run.workspace.files
+    folder = files.read_bytes(LATEST).decode().strip()
     with run.stage("register") as stage:
         stage.started(1, unit="data set")
         summary = summarise_run(run, manifest, embeddings, index, masks, quality, dataset)
         write_run_report(run, manifest, index, masks, quality, summary)
         write_summary(run.workspace, summary)
-        root = files.local_path(".")
-        if root is None:
-            raise SettingsError(
-                f"workspace '{run.workspace.url}' is an object store, and registering needs a local one yet; "
-                "label into a local folder"
-            )
         registration = register_dataset(
             DatasetRecord(
                 name=dataset.name,
                 digest=dataset.digest,
                 status=summary.dataset.status,
                 fingerprint=summary.fingerprint,
-                folder=Path(dataset.folder),
+                address=dataset.folder,
                 params=_params(run, index, embeddings, masks),
                 metrics=_metrics(summary),
                 artifacts={
-                    "dataset": [Path(dataset.folder) / name for name in ("manifest.json", "manifest.parquet")],
-                    "report": [root / "report"],
-                    "summary": [root / "summary.json"],
-                    "manifest": [root / "manifest"],
+                    "dataset": [f"{folder}/manifest.json", f"{folder}/manifest.parquet"],
+                    "manifest": [f"manifest/{name}.parquet" for name in ("cases", "slices", "quarantine")],
+                    "report": ["report/index.html"],
+                    "report/overlays": [f"report/overlays/{name}" for name in files.names("report/overlays")],
+                    "summary": [SUMMARY],
                 },
                 profile={
                     "cases": len(dataset.entries),
@@ -94,7 +90,7 @@ def register(
                     "dice": summary.held_out_dice["mean"].mean,
                 },
             ),
-            root,
+            files,
         )
         stage.finished(ChunkReport("data set", 0))
         stage.note = f"version {registration.version}, {summary.dataset.status}"

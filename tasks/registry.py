@@ -8,8 +8,10 @@ MLflow has no registry of data sets. Names, versions and aliases come from its *
 from __future__ import annotations
 
 import os
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from rfss_core.errors import SettingsError
+from rfss_core.store.files import Files
 from tasks.mlflow_data import PseudoLabelDataset, PseudoLabelSource
 
 EXPERIMENT = "rfss"
@@ -33,12 +37,12 @@ class DatasetRecord:
     status: str
     """``accepted`` or ``rejected``."""
     fingerprint: str
-    folder: Path
-    """Folder with the manifest and the masks."""
+    address: str
+    """Folder or URL with the manifest and the masks."""
     params: Mapping[str, Any]
     metrics: Mapping[str, float]
-    artifacts: Mapping[str, Sequence[Path]]
-    """Artifact folder in the run -> local files, or folders whose content goes there."""
+    artifacts: Mapping[str, Sequence[str]]
+    """Artifact folder in the run -> files below the workspace."""
     profile: Mapping[str, Any]
 
 
@@ -51,12 +55,24 @@ class Registration:
     tracking_uri: str
 
 
-def tracking_uri(workspace: Path) -> str:
-    """Return ``MLFLOW_TRACKING_URI``, or the workspace's own sqlite store."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.resolve() / 'mlflow.db'}"
+def tracking_uri(workspace: Files) -> str:
+    """Return ``MLFLOW_TRACKING_URI``, or the workspace's own sqlite store.
+
+    Raises:
+        SettingsError: the workspace is an object store, where sqlite cannot live, and the variable is not set.
+    """
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    root = workspace.local_path(".")
+    if root is None:
+        raise SettingsError(
+            f"workspace '{workspace.url}' is an object store and cannot hold MLflow's sqlite file; "
+            "set MLFLOW_TRACKING_URI to an MLflow server or a local sqlite:/// file"
+        )
+    return f"sqlite:///{root.resolve() / 'mlflow.db'}"
 
 
-def register_dataset(record: DatasetRecord, workspace: Path) -> Registration:
+def register_dataset(record: DatasetRecord, workspace: Files) -> Registration:
     """Record a data set in MLflow; give it the alias ``candidate`` if it was accepted.
 
     The same digest with the same status and fingerprint is registered once: a repeated run returns the first version.
@@ -64,7 +80,7 @@ def register_dataset(record: DatasetRecord, workspace: Path) -> Registration:
 
     Args:
         record: the data set, its figures and its files.
-        workspace: local folder for the embedded store.
+        workspace: where the artifacts are, and the embedded store if there is no server.
 
     Returns:
         The run's id and the data set's version.
@@ -79,7 +95,7 @@ def register_dataset(record: DatasetRecord, workspace: Path) -> Registration:
     # The client's own methods: the fluent ones would set the tracking address for the whole process.
     run_id = client.create_run(_experiment(client, workspace, uri), run_name=f"label {record.name}").info.run_id
     try:
-        _log(client, run_id, record)
+        _log(client, run_id, record, workspace)
     except BaseException:
         client.set_terminated(run_id, "FAILED")
         raise
@@ -91,16 +107,17 @@ def register_dataset(record: DatasetRecord, workspace: Path) -> Registration:
     return Registration(run_id, version, uri)
 
 
-def _experiment(client: MlflowClient, workspace: Path, uri: str) -> str:
+def _experiment(client: MlflowClient, workspace: Files, uri: str) -> str:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is not None:
         return str(experiment.experiment_id)
     # Embedded store: artifacts beside it. A server decides for itself where they go.
-    location = (workspace.resolve() / "mlflow-artifacts").as_uri() if uri.startswith("sqlite:///") else None
+    root = workspace.local_path(".") if uri.startswith("sqlite:///") else None
+    location = None if root is None else (root.resolve() / "mlflow-artifacts").as_uri()
     return str(client.create_experiment(EXPERIMENT, artifact_location=location))
 
 
-def _log(client: MlflowClient, run_id: str, record: DatasetRecord) -> None:
+def _log(client: MlflowClient, run_id: str, record: DatasetRecord, workspace: Files) -> None:
     now = int(time.time() * 1000)
     tags = {"dataset": record.name, "status": record.status, "fingerprint": record.fingerprint}
     client.log_batch(
@@ -111,12 +128,25 @@ def _log(client: MlflowClient, run_id: str, record: DatasetRecord) -> None:
     )
     for folder, paths in record.artifacts.items():
         for path in paths:
-            log = client.log_artifacts if path.is_dir() else client.log_artifact
-            log(run_id, str(path), folder)
-    source = PseudoLabelSource(str(record.folder))
+            with _local(workspace, path) as file:
+                client.log_artifact(run_id, str(file), folder)
+    source = PseudoLabelSource(record.address)
     dataset = PseudoLabelDataset(source, record.name, record.digest, dict(record.profile))
     entity = Dataset(**dataset.to_dict())
     client.log_inputs(run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", "pseudo-labels")])])
+
+
+@contextmanager
+def _local(files: Files, path: str) -> Iterator[Path]:
+    """Yield a local file with the content of a file of the workspace."""
+    here = files.local_path(path)
+    if here is not None:
+        yield here
+        return
+    with tempfile.TemporaryDirectory(prefix="rfss-") as folder:
+        copy = Path(folder) / path.rsplit("/", 1)[-1]
+        copy.write_bytes(files.read_bytes(path))
+        yield copy
 
 
 def _create_version(client: MlflowClient, registered: str, record: DatasetRecord, run_id: str, source: str) -> str:

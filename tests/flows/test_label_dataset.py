@@ -16,7 +16,7 @@ from prefect.client.orchestration import get_client
 
 from flows.label_dataset import label_dataset
 from rfss_core.datasets import read_dataset
-from rfss_core.errors import GateError, InputError, TooManyQuarantinedError
+from rfss_core.errors import GateError, InputError, SettingsError, TooManyQuarantinedError
 from rfss_core.store import Workspace
 from tasks.status import read_status
 from tasks.summary import Summary, read_summary
@@ -131,6 +131,22 @@ def test_new_images_are_labelled_without_touching_the_old(cohort: Path, tmp_path
     after = masks_of(tmp_path / "w")
     assert {name: data for name, data in after.items() if name in before} == before
     assert again.dataset.version == "2"
+
+
+def test_a_workspace_need_not_be_a_folder(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"memory://{tmp_path.name}/w"
+    settings = settings_for(cohort, tmp_path, segmentation=VOTE).model_copy(update={"workspace": url})
+    with pytest.raises(SettingsError, match="set MLFLOW_TRACKING_URI"):
+        label_dataset(settings)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.chdir(tmp_path)
+    summary = label_dataset(settings)
+    assert read_summary(url) == summary
+    local = label_dataset(settings_for(cohort, tmp_path / "local", segmentation=VOTE))
+    assert local.dataset.digest == summary.dataset.digest
+    files = Workspace.open(url).files
+    for name, data in masks_of(tmp_path / "local").items():
+        assert files.read_bytes(f"pseudo_labels/{name}") == data
 
 
 def test_a_failed_gate_records_everything_and_promotes_nothing(cohort: Path, tmp_path: Path) -> None:

@@ -189,12 +189,9 @@ class MemoryAttention:
     ) -> Tensor:
         weights = layer.cross_attention
         query = self.rotary.rotate(self._split(weights.query(layer.norm2(tokens))))
-        gathered_keys = self._gather(keys, supports)
-        gathered_values = self._gather(values, supports)
-        if extra is not None:
-            more_keys, more_values = self._project_pointers(weights, *extra)
-            gathered_keys = torch.cat([gathered_keys, more_keys], dim=2)
-            gathered_values = torch.cat([gathered_values, more_values], dim=2)
+        more_keys, more_values = (None, None) if extra is None else self._project_pointers(weights, *extra)
+        gathered_keys = self._gather(keys, supports, more_keys)
+        gathered_values = self._gather(values, supports, more_values)
         attended = scaled_dot_product_attention(query, gathered_keys, gathered_values)
         projected: Tensor = weights.out(self._merge(attended))
         return tokens + projected
@@ -203,6 +200,16 @@ class MemoryAttention:
         return self._split(weights.key(tokens + position)), self._split(weights.value(tokens))
 
     @staticmethod
-    def _gather(projected: Tensor, supports: Tensor) -> Tensor:
-        """[U, heads, S * S, d] and [P, k] -> [P, heads, k * S * S, d]."""
-        return projected[supports].transpose(1, 2).flatten(2, 3)
+    def _gather(projected: Tensor, supports: Tensor, more: Tensor | None) -> Tensor:
+        """[U, heads, S * S, d], [P, k] and [P, heads, e, d] -> [P, heads, k * S * S + e, d]."""
+        _, heads, tokens, width = projected.shape
+        pairs, k = supports.shape
+        length = k * tokens + (0 if more is None else more.shape[2])
+        joined = projected.new_empty(pairs, heads, length, width)
+        # Pair by pair, straight to its place: a second copy of everything would cost a tenth of the attention.
+        for pair in range(pairs):
+            place = joined[pair, :, : k * tokens].view(heads, k, tokens, width)
+            place.copy_(projected[supports[pair]].transpose(0, 1))
+        if more is not None:
+            joined[:, :, k * tokens :] = more
+        return joined

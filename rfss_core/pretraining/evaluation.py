@@ -198,7 +198,7 @@ def _one_class(
 
 def _masks(slices: Slices, value: int, size: int) -> Tensor:
     masks = torch.from_numpy(slices.labels == value).float()[:, None]
-    return (functional.interpolate(masks, size=(size, size), mode="bilinear", antialias=True)[:, 0] >= 0.5).float()
+    return functional.interpolate(masks, size=(size, size), mode="bilinear", antialias=True)[:, 0].clamp(0, 1)
 
 
 def _joined(bank: list[Memories]) -> Memories:

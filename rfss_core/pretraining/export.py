@@ -72,5 +72,7 @@ def export(run: Path, folder: Path, size: int | None = None) -> Path:
     # The configuration first: weights must never lie beside an older one.
     model.config.save_pretrained(folder)
     target = folder / "model.safetensors"
+    # safetensors writes for the owner alone; an installed package is read by everyone.
+    temporary.chmod(0o644)
     temporary.replace(target)
     return target

@@ -96,7 +96,7 @@ class _Set:
 class GroupDataset(Dataset[dict[str, Tensor]]):
     """Endless groups for in-context training.
 
-    Item ``i`` holds ``images`` [n, S, S] float32 in [0, 1] and ``masks`` [n, S, S] float32 of 0 and 1, one class.
+    Item ``i`` holds ``images`` [n, S, S] float32 in [0, 1] and ``masks`` [n, S, S] float32 from 0 to 1, one class.
 
     Args:
         packs: packed sets; may be empty for a purely synthetic mixture.
@@ -208,7 +208,9 @@ class GroupDataset(Dataset[dict[str, Tensor]]):
         shown = planes[:, 0]
         if chance(generator, 0.5):
             shown = remap(generator, shown)
-        return shade(generator, shown), (planes[:, 1] > 0.5).float()
+        # Masks of coarse grids reach the engine with soft edges, those of fine grids with hard ones.
+        soft = chance(generator, 0.5)
+        return shade(generator, shown), planes[:, 1] if soft else (planes[:, 1] > 0.5).float()
 
     def _shrink(self, planes: Tensor) -> Tensor:
         factor = planes.shape[-1] // self.size

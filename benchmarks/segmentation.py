@@ -200,9 +200,10 @@ def _operations(
     """Count the operations of one warm query, in 10^9 (multiply and add are two)."""
     wanted = sorted({int(index) for one in found for index in one.indices})
     memories = engine.encoder.memories(support, wanted, sorted(support.classes))
+    choices = engine.choose(found, support, sorted(support.classes))
     counter = FlopCounterMode(display=False)
     with counter, torch.inference_mode():
-        engine._decode(queries, found, memories, sorted(support.classes))  # noqa: SLF001
+        engine._decode(queries, choices, memories, sorted(support.classes))  # noqa: SLF001
     total = counter.get_total_flops()
     if not any("attention" in str(name) for name in counter.get_flop_counts()["Global"]):
         total += _attention_operations(engine, len(wanted), len(support.classes))

@@ -131,6 +131,16 @@ class SegmentationSettings(_Model):
         0.0, description="A class whose object score (logit) is not above this is absent. None: no gate."
     )
     use_object_pointers: bool = Field(True, description="Let object pointers join the memories.")
+    class_supports: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="Supports of each class, chosen for it among the k retrieved: the nearest that have the class and "
+        "a share that lack it. Default: all k serve every class.",
+    )
+    absent_share: float = Field(
+        0.25, ge=0, le=1, description="Share of class_supports that should lack the class (negative evidence)."
+    )
     merging: MergeRule = Field(
         "logits",
         description="How classes share pixels. logits: the highest logit above 0. softmax: soft aggregation. "

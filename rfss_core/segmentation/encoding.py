@@ -52,6 +52,7 @@ class SupportEncoder:
         self.mode = mode
         self.lanes = Lanes(adapter.device)
         self._keys: dict[tuple[int, int], str] = {}
+        self._holders: set[tuple[int, int]] = set()
         self._keys_of = ""
 
     def memories(self, support: Supports, indices: Sequence[int], values: Sequence[int]) -> Memories:
@@ -87,16 +88,25 @@ class SupportEncoder:
                 found[key] = self.bank.add(key, spatial, pointer)
         return Memories(found, addresses)
 
+    def holds(self, support: Supports, index: int, value: int) -> bool:
+        """Return whether a support slice's mask holds a class."""
+        self._address(support, index, value)
+        return (index, value) in self._holders
+
     def _address(self, support: Supports, index: int, value: int) -> str:
         # Hashing a slice costs more than finding its memory; a support set's digest vouches for its content.
         if self._keys_of != support.digest:
             self._keys.clear()
+            self._holders.clear()
             self._keys_of = support.digest
         if (index, value) not in self._keys:
             image, mask = read_support(support, index)
             image_digest = digest_array(np.asarray(image, dtype=np.float32))
             for known in {value, *support.classes}:
-                self._keys[index, known] = self.bank.key(image_digest, digest_array(mask == known))
+                own = mask == known
+                self._keys[index, known] = self.bank.key(image_digest, digest_array(own))
+                if own.any():
+                    self._holders.add((index, known))
         return self._keys[index, value]
 
     @torch.inference_mode()

@@ -26,10 +26,15 @@ from rfss_core.segmentation.memory import BoundedCache, Memory, MemoryBank
 from rfss_core.segmentation.merging import gate, merge
 from rfss_core.segmentation.preprocess import prepare_image, to_native
 from rfss_core.segmentation.segmenter import Neighbours, Segmentation, Slice, Supports, check_request
+from rfss_core.segmentation.selection import choose_supports
 from rfss_core.settings import SegmentationSettings, SupportMaskMode
 
 # Query tokens in one batch on a CPU.
 _CPU_TOKENS = 1024
+
+
+Choice = list[list[int]]
+"""For each class, the positions of a query's supports."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,8 @@ class MemorySegmenter:
                 "object_score_threshold": self.settings.object_score_threshold,
                 "use_object_pointers": self.settings.use_object_pointers,
                 "merging": self.settings.merging,
+                "class_supports": self.settings.class_supports,
+                "absent_share": self.settings.absent_share if self.settings.class_supports else None,
             }
         )
 
@@ -99,27 +106,45 @@ class MemorySegmenter:
         """Label slices; see :meth:`rfss_core.segmentation.segmenter.Segmenter.segment`."""
         values = check_request(queries, neighbours, support, classes)
         lanes = self.encoder.lanes
+        choices = self.choose(neighbours, support, values)
         rows = range(len(queries))
         pieces = [rows[start : start + self._piece] for start in range(0, len(rows), self._piece)]
         results: list[Segmentation] = []
         for start in range(0, len(pieces), lanes.count):
             window = pieces[start : start + lanes.count]
-            wanted = sorted({int(index) for piece in window for row in piece for index in neighbours[row].indices})
-            memories = self.encoder.memories(support, wanted, values)
+            wanted = {index for piece in window for row in piece for own in choices[row] for index in own}
+            memories = self.encoder.memories(support, sorted(wanted), values)
 
             def label(batch: Sequence[int], memories: Memories = memories) -> list[Segmentation]:
                 decoded = self._decode(
-                    [queries[row] for row in batch], [neighbours[row] for row in batch], memories, values
+                    [queries[row] for row in batch], [choices[row] for row in batch], memories, values
                 )
                 return [
                     self._finish(queries[row].shape[:2], planes, values, keep_logits=keep_logits)
                     for row, planes in zip(batch, decoded, strict=True)
                 ]
 
-            limit = self._limit(max(len(found.indices) for found in neighbours), len(values))
+            limit = self._limit(max(len(own) for row in choices for own in row), len(values))
             for labelled in lanes.map(partial(run_in_batches, limit=limit, run=label), window):
                 results.extend(labelled)
         return results
+
+    def choose(self, neighbours: Sequence[Neighbours], support: Supports, values: Sequence[int]) -> list[Choice]:
+        """Return, for each query and each class, the positions of the supports to attend to, in order.
+
+        All neighbours for every class, or, with ``class_supports``, each class's own.
+        """
+        count, share = self.settings.class_supports, self.settings.absent_share
+        found = [[int(index) for index in one.indices] for one in neighbours]
+        if count is None:
+            return [[indices] * len(values) for indices in found]
+        return [
+            [
+                choose_supports(indices, partial(self.encoder.holds, support, value=value), count, share)
+                for value in values
+            ]
+            for indices in found
+        ]
 
     @property
     def _piece(self) -> int:
@@ -136,14 +161,14 @@ class MemorySegmenter:
         return max(1, min(self.settings.batch_size, free_bytes(self.adapter.device) // (2 * needed)))
 
     def _decode(
-        self, queries: Sequence[Slice], neighbours: Sequence[Neighbours], memories: Memories, values: list[int]
+        self, queries: Sequence[Slice], choices: Sequence[Choice], memories: Memories, values: list[int]
     ) -> list[list[Decoded]]:
         size = self.adapter.traits.image_size
         pixels = torch.stack([prepare_image(query, size) for query in queries])
         features = self.adapter.encode_image(pixels.to(self.adapter.device, self.adapter.dtype))
         started = self.attention.start(features.coarse)
         decoded: list[list[Decoded | None]] = [[None] * len(values) for _ in queries]
-        for pairs in _pairs_by_length(neighbours, memories.keys, values):
+        for pairs in _pairs_by_length(choices, memories.keys, values):
             rows = torch.tensor([pair.row for pair in pairs], device=self.adapter.device)
             conditioned = self._attend(started[rows], pairs, memories.by_key)
             outputs = self.adapter.decode(features.take(rows), conditioned, multimask=self.adapter.traits.multimask)
@@ -188,13 +213,13 @@ class MemorySegmenter:
 
 
 def _pairs_by_length(
-    neighbours: Sequence[Neighbours], addresses: dict[tuple[int, int], str], values: list[int]
+    choices: Sequence[Choice], addresses: dict[tuple[int, int], str], values: list[int]
 ) -> list[list[_Pair]]:
     """Return all pairs of the batch, those with the same number of supports together."""
     groups: dict[int, list[_Pair]] = defaultdict(list)
     for plane, value in enumerate(values):
-        for row, found in enumerate(neighbours):
-            keys = tuple(addresses[int(index), value] for index in found.indices)
+        for row, choice in enumerate(choices):
+            keys = tuple(addresses[index, value] for index in choice[plane])
             groups[len(keys)].append(_Pair(row, plane, keys))
     return list(groups.values())
 

@@ -60,17 +60,17 @@ def test_sam2_learns_in_a_few_steps(tmp_path: Path):
             return float(objective.loss(batch, torch.Generator().manual_seed(0))[0])
 
     before = loss()
-    train(objective, data, settings, tmp_path, steps=16)
-    assert loss() < 0.9 * before
+    train(objective, data, settings, tmp_path, steps=12)
+    assert loss() < 0.93 * before
 
 
 def test_sam2_resumes_to_the_weights_of_an_undisturbed_run(tmp_path: Path):
     settings = sam2_settings()
     data = GroupDataset([], 128, 4, seed=5)
-    whole = train(InContextObjective(settings), data, settings, tmp_path / "whole", steps=4)
-    train(InContextObjective(settings), data, settings, tmp_path / "parts", steps=2)
-    resumed = train(InContextObjective(settings), data, settings, tmp_path / "parts", steps=4)
-    assert resumed.step == whole.step == 4
+    whole = train(InContextObjective(settings), data, settings, tmp_path / "whole", steps=2)
+    train(InContextObjective(settings), data, settings, tmp_path / "parts", steps=1)
+    resumed = train(InContextObjective(settings), data, settings, tmp_path / "parts", steps=2)
+    assert resumed.step == whole.step == 2
     assert resumed.groups_seen == whole.groups_seen
     for part in ("weights", "average"):
         for name, value in getattr(whole, part).items():

@@ -31,10 +31,12 @@ data_app = typer.Typer(help="Public data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
-def workspace_of(settings: LabelSettings) -> None:
-    """Begin the workspace before the log is written into it, and refuse a foreign folder before Prefect starts."""
+def check_places(settings: LabelSettings) -> None:
+    """Refuse unusable folders in a moment, before Prefect starts; begin the workspace, where the log will lie."""
+    from rfss_core.imaging import discover
     from rfss_core.store import Workspace
 
+    discover(settings.images, settings.labels, settings.imaging)
     Workspace.open(settings.workspace)
 
 
@@ -104,12 +106,12 @@ def label(
         },
         config,
     )
+    check_places(settings)
     from flows.console import show_summary
     from flows.label_dataset import label_dataset
     from flows.session import command_session
     from tasks.summary import read_summary
 
-    workspace_of(settings)
     gate: GateError | None = None
     with command_session(Path(settings.workspace) / "run.log", verbose) as console:
         try:
@@ -170,7 +172,7 @@ def evaluate(
             },
             config,
         )
-        workspace_of(settings)
+        check_places(settings)
         with command_session(Path(settings.workspace) / "run.log", verbose) as console:
             result = evaluate_flow(settings, test_patients, support_patients)
     out.parent.mkdir(parents=True, exist_ok=True)

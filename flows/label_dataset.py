@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.session import terminal_listener
-from rfss_core.errors import GateError, InputError
+from rfss_core.errors import GateError, InputError, StoreError
 from rfss_core.events import EventStream
 from rfss_core.quality import split_patients
 from rfss_core.settings import LabelSettings
@@ -63,8 +64,10 @@ def label_dataset(settings: LabelSettings) -> Summary:
             quality = measure(run, manifest, index, masks)
             dataset = publish(run, manifest, embeddings, index, masks, quality)
             summary = register(run, manifest, embeddings, index, masks, quality, dataset, started)
-        except BaseException:
-            state.end("failed")
+        except BaseException as error:
+            # A full disk must not hide behind its own consequence.
+            with suppress(StoreError):
+                state.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
         state.end("finished")
     _show(summary)

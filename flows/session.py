@@ -27,6 +27,7 @@ def command_session(log_file: Path | None, verbose: bool) -> Iterator[Console]:
     """
     from prefect.logging.handlers import PrefectConsoleHandler
 
+    from flows.server import ensure_prefect_server
     from tasks.progress import TerminalProgress, log_event
 
     console = Console()
@@ -49,6 +50,7 @@ def command_session(log_file: Path | None, verbose: bool) -> Iterator[Console]:
     logging.getLogger("py.warnings").propagate = False
     for library in ("mlflow", "alembic"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    ensure_prefect_server()
     with warnings.catch_warnings(), TerminalProgress(console) as bars:
         warnings.simplefilter("default")
 

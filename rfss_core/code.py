@@ -20,8 +20,6 @@ def code_version(*rooms: str) -> str:
         rooms: packages of ``rfss_core`` that the result depends on. Default: all that make pseudo-labels.
     """
     root = Path(__file__).parent
-    parts = []
-    for room in rooms or _ROOMS:
-        for source in sorted((root / room).rglob("*.py")):
-            parts.append(source.relative_to(root).as_posix().encode() + b"\0" + source.read_bytes())
+    sources = [source for room in rooms or _ROOMS for source in sorted((root / room).rglob("*.py"))]
+    parts = [source.relative_to(root).as_posix().encode() + b"\0" + source.read_bytes() for source in sources]
     return f"{__version__}+{digest_bytes(b''.join(parts))[:12]}"

@@ -31,7 +31,7 @@ class Status(BaseModel):
     """A run's progress."""
 
     workspace: str
-    state: Literal["running", "finished", "failed"]
+    state: Literal["running", "finished", "failed", "stopped"]
     stages: list[StageStatus] = Field(default_factory=list)
     quarantined: list[tuple[str, str, str]] = Field(default_factory=list)
     """(name, reason, message)."""
@@ -68,7 +68,7 @@ class RunState:
                 pass
         self._write(force=isinstance(event, StageStarted | StageFinished))
 
-    def end(self, state: Literal["finished", "failed"]) -> None:
+    def end(self, state: Literal["finished", "failed", "stopped"]) -> None:
         """Note how the run ended."""
         self._status.state = state
         self._write(force=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,7 +54,7 @@ class SupportEncoder:
         self.lanes = Lanes(adapter.device)
         self._keys: dict[tuple[int, int], str] = {}
         self._holders: set[tuple[int, int]] = set()
-        self._keys_of = ""
+        self._keys_of: weakref.ref[Supports] | None = None
 
     def memories(self, support: Supports, indices: Sequence[int], values: Sequence[int]) -> Memories:
         """Return the memories of support slices and classes.
@@ -94,11 +95,11 @@ class SupportEncoder:
         return (index, value) in self._holders
 
     def _address(self, support: Supports, index: int, value: int) -> str:
-        # Hashing a slice costs more than finding its memory; a support set's digest vouches for its content.
-        if self._keys_of != support.digest:
+        # Hashing a slice costs more than finding its memory, so a support set is read once: it never changes.
+        if self._keys_of is None or self._keys_of() is not support:
             self._keys.clear()
             self._holders.clear()
-            self._keys_of = support.digest
+            self._keys_of = weakref.ref(support)
         if (index, value) not in self._keys:
             image, mask = read_support(support, index)
             image_digest = digest_array(np.asarray(image, dtype=np.float32))

@@ -31,7 +31,7 @@ class Neighbours(Protocol):
 
 
 class Supports(Protocol):
-    """The part of a support set that segmentation reads."""
+    """The part of a support set that segmentation reads. A set never changes: another content is another object."""
 
     @property
     def ids(self) -> Sequence[str]:
@@ -40,10 +40,6 @@ class Supports(Protocol):
     @property
     def classes(self) -> Mapping[int, str]:
         """Names of the label values, 1 to 255."""
-
-    @property
-    def digest(self) -> str:
-        """sha256 of everything in the set."""
 
     def __len__(self) -> int: ...
 

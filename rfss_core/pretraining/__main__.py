@@ -41,6 +41,7 @@ Warmup = Annotated[int, typer.Option(help="Steps of linear warm-up.")]
 Ema = Annotated[float, typer.Option(help="Decay of the averaged weights.")]
 Seed = Annotated[int, typer.Option(help="Seed of weights, tasks and draws.")]
 Workers = Annotated[int, typer.Option(help="Processes that draw tasks.")]
+Autocast = Annotated[bool | None, typer.Option(help="bfloat16 arithmetic. Default: on CUDA only.")]
 Threads = Annotated[int, typer.Option(help="Threads of PyTorch. One a training on a busy machine.")]
 
 DEFAULT_PACKS = Path("runs/pretraining/packs")
@@ -50,9 +51,9 @@ EMBEDDING_MIXTURE = Mixture(expert=0.55, derived=0, region=0.15, synthetic_regio
 EVALUATED = ("acdc", "hippocampus", "prostate-mr", "prostate-us", "fetal-head-pack", "spine-mr", "nuclei")
 
 
-def _settings(**values: Any) -> TrainingSettings:
+def _settings(autocast: bool | None, **values: Any) -> TrainingSettings:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TrainingSettings(device=device, autocast=device == "cuda", **values)
+    return TrainingSettings(device=device, autocast=device == "cuda" if autocast is None else autocast, **values)
 
 
 @app.command()
@@ -77,12 +78,13 @@ def train_sam2(
     ema: Ema = 0.998,
     seed: Seed = 0,
     workers: Workers = 0,
+    autocast: Autocast = None,
     threads: Threads = 1,
 ) -> None:
     """Train the segmenter in context, going on from the run's checkpoint."""
     torch.set_num_threads(threads)
     settings = _settings(
-        size=size, groups=groups, members=members, horizon=horizon, learning_rate=rate, warmup=warmup, ema=ema,
+        autocast, size=size, groups=groups, members=members, horizon=horizon, learning_rate=rate, warmup=warmup, ema=ema,
         seed=seed, workers=workers,
     )  # fmt: skip
     data = GroupDataset(read_packs(packs, "train"), size, members, seed)
@@ -105,12 +107,13 @@ def train_dinov2(
     ema: Ema = 0.998,
     seed: Seed = 0,
     workers: Workers = 0,
+    autocast: Autocast = None,
     threads: Threads = 1,
 ) -> None:
     """Train the embedder on label agreement, going on from the run's checkpoint."""
     torch.set_num_threads(threads)
     settings = _settings(
-        size=size, groups=groups, members=members, horizon=horizon, learning_rate=rate, warmup=warmup, ema=ema,
+        autocast, size=size, groups=groups, members=members, horizon=horizon, learning_rate=rate, warmup=warmup, ema=ema,
         seed=seed, workers=workers,
     )  # fmt: skip
     data = LabelledGroupDataset(read_packs(packs, "train"), size, members, seed + 1, EMBEDDING_MIXTURE)

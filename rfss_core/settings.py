@@ -230,9 +230,9 @@ class LabelSettings(_Model):
 
     def scientific(self) -> dict[str, Any]:
         """Return the settings that can change a pseudo-label, as plain JSON types (part of the fingerprint)."""
-        return self.model_dump(
-            mode="json", exclude={"images", "labels", "workspace", "dataset", "quality", "execution"}
-        )
+        places = ("images", "labels", "workspace", "dataset", "quality", "execution")
+        caches = {"host_cache_mb", "device_cache_mb"}
+        return self.model_dump(mode="json", exclude={**dict.fromkeys(places, True), "segmentation": caches})
 
 
 def load_settings(overrides: dict[str, Any], config: Path | None = None) -> LabelSettings:

@@ -84,7 +84,8 @@ def train_sam2(
     """Train the segmenter in context, going on from the run's checkpoint."""
     torch.set_num_threads(threads)
     settings = _settings(
-        autocast, size=size, groups=groups, members=members, horizon=horizon, learning_rate=rate, warmup=warmup, ema=ema,
+        autocast,
+        size=size, groups=groups, members=members, horizon=horizon, learning_rate=rate, warmup=warmup, ema=ema,
         seed=seed, workers=workers,
     )  # fmt: skip
     data = GroupDataset(read_packs(packs, "train"), size, members, seed)
@@ -113,7 +114,8 @@ def train_dinov2(
     """Train the embedder on label agreement, going on from the run's checkpoint."""
     torch.set_num_threads(threads)
     settings = _settings(
-        autocast, size=size, groups=groups, members=members, horizon=horizon, learning_rate=rate, warmup=warmup, ema=ema,
+        autocast,
+        size=size, groups=groups, members=members, horizon=horizon, learning_rate=rate, warmup=warmup, ema=ema,
         seed=seed, workers=workers,
     )  # fmt: skip
     data = LabelledGroupDataset(read_packs(packs, "train"), size, members, seed + 1, EMBEDDING_MIXTURE)

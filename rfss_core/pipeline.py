@@ -16,7 +16,7 @@ from rfss_core.embedding.slices import as_slice
 from rfss_core.errors import SettingsError, SupportError
 from rfss_core.presets import PRESETS
 from rfss_core.retrieval import Neighbours, Retriever, SupportSet
-from rfss_core.segmentation.segmenter import Segmenter, load_segmenter
+from rfss_core.segmentation import Segmenter, load_segmenter
 from rfss_core.settings import EmbeddingSettings, PresetName, RetrievalSettings, SegmentationSettings, readable
 
 

@@ -1,0 +1,35 @@
+"""The way to get a segmenter."""
+
+from __future__ import annotations
+
+from rfss_core.presets import Preset
+from rfss_core.segmentation.memory import MemoryStore
+from rfss_core.segmentation.segmenter import Segmenter
+from rfss_core.settings import SegmentationSettings
+
+
+def load_segmenter(settings: SegmentationSettings, preset: Preset, *, memories: MemoryStore | None = None) -> Segmenter:
+    """Build the segmenter that settings and preset name.
+
+    Args:
+        settings: how memories become masks; what is None there comes from the preset.
+        preset: named pair of models.
+        memories: persistent store of memories, for example
+            :class:`rfss_core.segmentation.memory_store.ZarrMemoryStore`; None keeps them in this process only.
+
+    Returns:
+        A segmenter, ready to use. Build it inside the worker; never pickle it.
+
+    Raises:
+        ModelNotFoundError: no such model here or at the hub.
+        ModelError: weights that cannot be used.
+        SettingsError: a device that this machine does not have.
+    """
+    if settings.segmenter == "label-fusion":
+        from rfss_core.segmentation.label_fusion import LabelFusionSegmenter
+
+        return LabelFusionSegmenter()
+    # Imported late: label fusion needs neither torch modules nor transformers.
+    from rfss_core.segmentation.loading import load_memory_segmenter
+
+    return load_memory_segmenter(settings, preset, memories)

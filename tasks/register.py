@@ -23,6 +23,7 @@ from tasks.run import STAGE_TASK, ChunkReport, Run
 from tasks.segment import Masks
 from tasks.summary import (
     SUMMARY,
+    UNTRAINED,
     CasesPart,
     DatasetPart,
     DecisionsPart,
@@ -144,19 +145,19 @@ def summarise_run(
             "embedding": ModelPart(name=embeddings.model, digest=embeddings.digest, trained=embeddings.trained),
             "segmentation": ModelPart(name=masks.model, digest=masks.digest, trained=masks.trained),
         },
-        warnings=_warnings(embeddings, masks, quality),
+        warnings=_warnings(manifest, embeddings, masks, quality),
         seconds=dict(run.seconds),
         mlflow_run_id=None,
         report="report/index.html",
     )
 
 
-def _warnings(embeddings: Embeddings, masks: Masks, quality: QualityOutcome) -> list[str]:
+def _warnings(manifest: Manifest, embeddings: Embeddings, masks: Masks, quality: QualityOutcome) -> list[str]:
     notes = []
     untrained = [model.model for model in (embeddings, masks) if not model.trained]
     if untrained:
         notes.append(
-            f"UNTRAINED weights: {', '.join(untrained)} built from a fixed seed; these pseudo-labels only exercise the "
+            f"{UNTRAINED}: {', '.join(untrained)} built from a fixed seed; these pseudo-labels only exercise the "
             "pipeline. Use a preset with trained models"
         )
     ours, floor = quality.summary.dice["mean"].mean, quality.fusion_summary.dice["mean"].mean
@@ -165,6 +166,8 @@ def _warnings(embeddings: Embeddings, masks: Masks, quality: QualityOutcome) -> 
             f"a plain vote of the retrieved masks does better on the held-out cases: Dice {floor:.3f} against "
             f"{ours:.3f}; consider --segmenter label-fusion or a larger preset"
         )
+    if (manifest.cases["kind"] == "raster").any():
+        notes.append("PNG, TIFF and JPEG files carry no spacing that is read: their HD95 is in pixels, not mm")
     if quality.prediction.note:
         notes.append(quality.prediction.note)
     return notes

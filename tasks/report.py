@@ -27,7 +27,7 @@ from tasks.quality import QualityOutcome, read_mask
 from tasks.run import Run
 from tasks.segment import STAGE as SEGMENT_STAGE
 from tasks.segment import Masks
-from tasks.summary import Summary
+from tasks.summary import UNTRAINED, Summary
 
 FOLDER = "report"
 SUPPORTS_SHOWN = 4
@@ -70,7 +70,8 @@ def write_run_report(
             **{name: version(name) for name in ("torch", "transformers", "monai", "prefect", "zarr")},
         },
         seconds=summary.seconds,
-        warnings=summary.warnings,
+        # The page has a warning of its own about untrained models.
+        warnings=[text for text in summary.warnings if not text.startswith(UNTRAINED)],
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     write_report(content, f"{run.workspace.url}/{FOLDER}")

@@ -10,6 +10,8 @@ from rfss_core.errors import InputNotFoundError
 from rfss_core.store import Workspace
 
 SUMMARY = "summary.json"
+UNTRAINED = "UNTRAINED weights"
+"""How the warning about weights that were never trained begins."""
 
 
 class _Part(BaseModel):

@@ -36,7 +36,7 @@ def ensure_prefect_server() -> None:
     It is stopped at exit, after Prefect's own threads have handed it their last logs and events; stopped before, they
     would knock at a closed door for a minute.
     """
-    if get_current_settings().api.url is not None:
+    if get_current_settings().api.url:
         return
     server = _DetachedServer()
     server.start()

@@ -113,7 +113,7 @@ def label(
     from tasks.summary import read_summary
 
     gate: GateError | None = None
-    with command_session(Path(settings.workspace) / "run.log", verbose) as console:
+    with command_session(settings.workspace, verbose) as console:
         try:
             summary = label_dataset(settings)
         except GateError as error:
@@ -143,7 +143,7 @@ def evaluate(
     seed: Annotated[int, typer.Option("--seed", help="Seed of the split and of random retrieval.", min=0)] = 0,
     executor: Annotated[str, typer.Option("--executor", help="inline, local, or a scheduler's address.")] = "inline",
     workspace: Annotated[
-        Path | None, typer.Option("--workspace", help="Keep embeddings and masks here. Default: a temporary folder.")
+        str | None, typer.Option("--workspace", help="Keep embeddings and masks here. Default: a temporary folder.")
     ] = None,
     config: Config = None,
     patient_pattern: PatientPattern = None,
@@ -161,7 +161,7 @@ def evaluate(
             {
                 "images": images,
                 "labels": labels,
-                "workspace": str(workspace or temporary),
+                "workspace": workspace or temporary,
                 "preset": preset,
                 "k": k,
                 "seed": seed,
@@ -173,7 +173,7 @@ def evaluate(
             config,
         )
         check_places(settings)
-        with command_session(Path(settings.workspace) / "run.log", verbose) as console:
+        with command_session(settings.workspace, verbose) as console:
             result = evaluate_flow(settings, test_patients, support_patients)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -181,7 +181,7 @@ def evaluate(
 
 
 @app.command()
-def status(workspace: Annotated[Path, typer.Argument(help="Workspace of a run.")]) -> None:
+def status(workspace: Annotated[str, typer.Argument(help="Workspace of a run.")]) -> None:
     """Show how far a run is: stages, chunks done, cases set aside; also while it is going on."""
     from flows.console import show_status
     from tasks.status import read_status
@@ -191,7 +191,7 @@ def status(workspace: Annotated[Path, typer.Argument(help="Workspace of a run.")
 
 @app.command()
 def export(
-    workspace: Annotated[Path, typer.Argument(help="Workspace of a finished run.")],
+    workspace: Annotated[str, typer.Argument(help="Workspace of a finished run.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write; must be new or empty.")],
     format: Annotated[str, typer.Option("--format", help="nifti")] = "nifti",  # noqa: A002 - the option's name
 ) -> None:

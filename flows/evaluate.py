@@ -5,22 +5,16 @@ from __future__ import annotations
 from prefect import flow
 from pydantic import BaseModel
 
-from flows.session import terminal_listener
+from flows.running import open_run
 from rfss_core.code import code_version
 from rfss_core.errors import SettingsError
-from rfss_core.events import EventStream
 from rfss_core.quality import METRICS_LIBRARY, Split, split_patients
 from rfss_core.settings import LabelSettings
-from rfss_core.store import Workspace
 from tasks.embed import embed
-from tasks.execution import open_executor
 from tasks.index import build_index
 from tasks.ingest import ingest
-from tasks.progress import PrefectProgress, log_event
 from tasks.quality import measure
-from tasks.run import Run
 from tasks.segment import segment
-from tasks.status import RunState
 from tasks.summary import jsonable
 
 
@@ -79,10 +73,7 @@ def evaluate(
         SettingsError: more patients were asked for than are labelled.
         InputError: input that cannot be used at all.
     """
-    events = EventStream([terminal_listener.get() or log_event, PrefectProgress()])
-    with open_executor(settings.execution) as executor:
-        run = Run(settings, Workspace.open(settings.workspace), executor, events)
-        events.subscribe(RunState.begin(run))
+    with open_run(settings) as run:
         manifest = ingest(run, labelled_only=True)
         split = choose_patients(manifest.cases["patient"].tolist(), settings, test_patients, support_patients)
         embeddings = embed(run, manifest)

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from flows.session import terminal_listener
-from rfss_core.errors import GateError, InputError, StoreError
-from rfss_core.events import EventStream
+from flows.running import open_run
+from rfss_core.errors import GateError, InputError
 from rfss_core.quality import split_patients
 from rfss_core.settings import LabelSettings
-from rfss_core.store import Manifest, Workspace
+from rfss_core.store import Manifest
 from tasks.embed import embed
-from tasks.execution import open_executor
 from tasks.index import build_index
 from tasks.ingest import ingest
-from tasks.progress import PrefectProgress, log_event
 from tasks.publish import publish
 from tasks.quality import measure
 from tasks.register import register
-from tasks.run import Run
 from tasks.segment import segment
-from tasks.status import RunState
 from tasks.summary import Summary
 
 
@@ -47,29 +41,17 @@ def label_dataset(settings: LabelSettings) -> Summary:
         GateError: the quality gate failed; all is recorded, nothing promoted.
     """
     started = time.perf_counter()
-    events = EventStream([terminal_listener.get() or log_event, PrefectProgress()])
-    workspace = Workspace.open(settings.workspace)
-    with open_executor(settings.execution) as executor:
-        run = Run(settings, workspace, executor, events)
-        state = RunState.begin(run)
-        events.subscribe(state)
-        try:
-            manifest = ingest(run)
-            labelled = manifest.cases[manifest.cases["labelled"]]
-            unlabelled = _left_to_label(manifest, settings)
-            split = split_patients(labelled["patient"].tolist(), settings.held_out, settings.seed)
-            embeddings = embed(run, manifest)
-            index = build_index(run, manifest, embeddings, split)
-            masks = segment(run, manifest, embeddings, index, [*unlabelled, *index.held_out_cases])
-            quality = measure(run, manifest, index, masks)
-            dataset = publish(run, manifest, embeddings, index, masks, quality)
-            summary = register(run, manifest, embeddings, index, masks, quality, dataset, started)
-        except BaseException as error:
-            # A full disk must not hide behind its own consequence.
-            with suppress(StoreError):
-                state.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
-            raise
-        state.end("finished")
+    with open_run(settings) as run:
+        manifest = ingest(run)
+        labelled = manifest.cases[manifest.cases["labelled"]]
+        unlabelled = _left_to_label(manifest, settings)
+        split = split_patients(labelled["patient"].tolist(), settings.held_out, settings.seed)
+        embeddings = embed(run, manifest)
+        index = build_index(run, manifest, embeddings, split)
+        masks = segment(run, manifest, embeddings, index, [*unlabelled, *index.held_out_cases])
+        quality = measure(run, manifest, index, masks)
+        dataset = publish(run, manifest, embeddings, index, masks, quality)
+        summary = register(run, manifest, embeddings, index, masks, quality, dataset, started)
     _show(summary)
     if summary.dataset.status == "rejected":
         raise GateError("; ".join(summary.gate))

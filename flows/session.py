@@ -7,22 +7,24 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 
 from rich.console import Console
 
 from rfss_core.events import Listener
+from rfss_core.store import Workspace
+
+LOG = "run.log"
 
 # The command line watches a flow that Prefect calls; a flow's parameters must be JSON, so the watcher travels beside.
 terminal_listener: ContextVar[Listener | None] = ContextVar("terminal_listener", default=None)
 
 
 @contextmanager
-def command_session(log_file: Path | None, verbose: bool) -> Iterator[Console]:
-    """Show bars in the terminal, write the log to ``log_file``, and keep Prefect's own console lines out.
+def command_session(workspace: str, verbose: bool) -> Iterator[Console]:
+    """Show bars in the terminal, write ``run.log`` into the workspace, and keep Prefect's own console lines out.
 
     Args:
-        log_file: where the log goes, in a folder that exists; skipped for an object store's URL.
+        workspace: folder or URL of a workspace that exists; an object store gets no log file.
         verbose: also log every chunk.
     """
     from prefect.logging.handlers import PrefectConsoleHandler
@@ -34,7 +36,8 @@ def command_session(log_file: Path | None, verbose: bool) -> Iterator[Console]:
     logger = logging.getLogger("rfss")
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     handlers: list[logging.Handler] = []
-    if log_file is not None and "://" not in str(log_file):
+    log_file = Workspace.open(workspace).files.local_path(LOG)
+    if log_file is not None:
         handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

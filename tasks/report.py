@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 import numpy as np
+import numpy.typing as npt
 
 from rfss_core.code import code_version
 from rfss_core.quality import (
@@ -94,18 +95,22 @@ class _Gallery:
         case = self._run.workspace.case(case_id)
         truth = case.read_labels()
         z = largest_slice(truth)
-        picture = self._picture(case_id, z, f"{self._names[case_id]}, slice {z + 1} of {case.n_slices}", truth[z])
+        picture = self._picture(case_id, z, self._labels(case_id), truth[z])
         return Comparison(rank, measurement, picture, self._supports(case_id, z))
 
     def pseudo_label(self, case_id: str) -> Picture:
         """Show the slice with most foreground of an unlabelled case."""
-        labels = read_mask(self._run, self._masks, self._chunk_of[case_id], case_id, "labels")
-        z = largest_slice(labels)
-        return self._picture(case_id, z, f"{self._names[case_id]}, slice {z + 1} of {len(labels)}", None)
+        labels = self._labels(case_id)
+        return self._picture(case_id, largest_slice(labels), labels, None)
 
-    def _picture(self, case_id: str, z: int, caption: str, truth: np.ndarray | None) -> Picture:
+    def _labels(self, case_id: str) -> npt.NDArray[np.uint8]:
+        return read_mask(self._run, self._masks, self._chunk_of[case_id], case_id, "labels")
+
+    def _picture(
+        self, case_id: str, z: int, labels: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8] | None
+    ) -> Picture:
         case = self._run.workspace.case(case_id)
-        labels = read_mask(self._run, self._masks, self._chunk_of[case_id], case_id, "labels")
+        caption = f"{self._names[case_id]}, slice {z + 1} of {len(labels)}"
         return Picture(case.read_slices(z, z + 1)[0], caption, labels[z], truth, case.spacing[1:])
 
     def _supports(self, case_id: str, z: int) -> list[Picture]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -120,6 +121,4 @@ def read_summary(url: str) -> Summary:
 
 def jsonable(value: Any) -> float | None:
     """Return a finite float, or None: JSON has no NaN."""
-    import math
-
     return float(value) if value is not None and math.isfinite(value) else None

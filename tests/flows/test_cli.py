@@ -51,6 +51,21 @@ def test_label_then_status_export_and_the_gate(
     assert read_summary(str(workspace)).dataset.status == "rejected"
 
 
+def test_a_url_is_a_workspace_for_every_command(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.chdir(tmp_path)
+    url = f"memory://{tmp_path.name}/cli"
+    options = ("--segmenter", "label-fusion", "--k", 3, "--held-out", 0.5, "--min-dice", 0)
+    assert rfss("label", cohort / "images", "--labels", cohort / "labels", "--workspace", url, *options) == 0
+    assert rfss("status", url) == 0
+    assert "finished" in capsys.readouterr().out
+    assert rfss("export", url, "--out", tmp_path / "out") == 0
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 4
+    assert not (tmp_path / "memory:").exists()
+
+
 def test_settings_come_from_yaml_and_options_win(cohort: Path, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(
@@ -69,9 +84,10 @@ def test_evaluate_writes_its_contract(cohort: Path, tmp_path: Path) -> None:
     code = rfss(
         "evaluate", "--images", cohort / "images", "--labels", cohort / "labels", "--out", out, "--preset", "tiny",
         "--support-slices", 9, "--k", 3, "--strategy", "random", "--test-patients", 4, "--support-patients", 5,
-        "--segmenter", "label-fusion",
+        "--segmenter", "label-fusion", "--workspace", tmp_path / "w",
     )  # fmt: skip
     assert code == 0
+    assert read_status(tmp_path / "w").state == "finished"
     result = json.loads(out.read_text())
     assert set(result["dice"]) == {"1", "2", "mean"} == set(result["hd95"])
     assert (result["support_slices"], result["support_patients"], result["test_patients"]) == (9, 5, 4)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,11 @@ class AttentionWeights:
     value: nn.Linear
     out: nn.Linear
 
+    @classmethod
+    def of(cls, module: Any, out: str) -> AttentionWeights:
+        """Read them off an attention module, whose output projection is called ``out``."""
+        return cls(module.q_proj, module.k_proj, module.v_proj, getattr(module, out))
+
 
 @dataclass(frozen=True)
 class LayerWeights:
@@ -100,6 +106,27 @@ class LayerWeights:
     linear1: nn.Linear
     linear2: nn.Linear
     activation: nn.Module
+
+    @classmethod
+    def of(cls, layer: Any, activation: nn.Module, *, norm: str, out: str) -> LayerWeights:
+        """Read them off a layer.
+
+        Args:
+            layer: of either package; they differ in two names.
+            activation: of the feed-forward part.
+            norm: what the layer's norms are called, without their number.
+            out: what the output projections are called.
+        """
+        return cls(
+            self_attention=AttentionWeights.of(layer.self_attn, out),
+            cross_attention=AttentionWeights.of(layer.cross_attn_image, out),
+            norm1=getattr(layer, f"{norm}1"),
+            norm2=getattr(layer, f"{norm}2"),
+            norm3=getattr(layer, f"{norm}3"),
+            linear1=layer.linear1,
+            linear2=layer.linear2,
+            activation=activation,
+        )
 
 
 @dataclass(frozen=True)
@@ -119,12 +146,27 @@ class MemoryAttentionWeights:
 
 
 class Sam2Adapter(ABC):
-    """One SAM 2 network behind the five operations that the engine needs; all run without gradients."""
+    """One SAM 2 network behind the five operations that the engine needs; all run without gradients.
+
+    Args:
+        network: all parameters; it is moved to ``device`` and ``dtype`` and put into evaluation mode.
+        device: where it computes.
+        dtype: its arithmetic.
+    """
 
     traits: Traits
-    device: torch.device
-    dtype: torch.dtype
     memory_attention: MemoryAttentionWeights
+    pointer_head: nn.Module
+    """[B, D] -> [B, D]: output tokens to object pointers."""
+    no_object_pointer: Tensor
+    """[1, D]: the pointer of an object that is not there."""
+    no_memory_embedding: Tensor
+    """[D]: added to coarse features that no memory conditions (point prompts on a single image)."""
+
+    def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+        network.to(device=device, dtype=dtype).eval().requires_grad_(requires_grad=False)
+        self.device = device
+        self.dtype = dtype
 
     @abstractmethod
     def encode_image(self, pixels: Tensor) -> ImageFeatures:
@@ -160,6 +202,36 @@ class Sam2Adapter(ABC):
         """
 
     @abstractmethod
+    def embed_points(self, coordinates: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the prompt encoder without a mask.
+
+        Args:
+            coordinates: float32 [B, P, 2].
+            labels: int [B, P].
+
+        Returns:
+            Sparse embeddings and the dense embedding that says "no mask", in the shapes that :meth:`predict_masks`
+            takes.
+        """
+
+    @abstractmethod
+    def predict_masks(
+        self, features: ImageFeatures, conditioned: Tensor, sparse: Tensor, dense: Tensor, *, multimask: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Run the mask decoder.
+
+        Args:
+            features: of the B images; the finer levels are used.
+            conditioned: [B, D, S, S].
+            sparse: from :meth:`embed_points`.
+            dense: [B, D, S, S].
+            multimask: see :meth:`decode`.
+
+        Returns:
+            Masks [B, m, 4 S, 4 S], predicted IoU [B, m], tokens [B, m or 1, D] and object scores [B, 1].
+        """
+
+    @torch.inference_mode()
     def decode(
         self,
         features: ImageFeatures,
@@ -180,20 +252,25 @@ class Sam2Adapter(ABC):
             points: coordinates float [B, P, 2] (x, y in pixels of the N x N input) and labels int [B, P] (1 positive,
                 0 negative, -1 not a point); None: no points.
         """
+        if points is None:
+            # One point that is none, to which the prompt encoder adds another, as in the official predictor.
+            shape = (len(conditioned), 1)
+            points = (
+                torch.zeros(*shape, 2, device=self.device),
+                torch.full(shape, -1, device=self.device, dtype=torch.int32),
+            )
+        sparse, no_mask = self.embed_points(points[0].float(), points[1])
+        dense = no_mask if dense_prompt is None else dense_prompt
+        masks, iou, tokens, score = self.predict_masks(
+            features, conditioned, sparse.to(self.dtype), dense, multimask=multimask
+        )
+        return choose_best(masks, iou, tokens, score)
 
-    @abstractmethod
+    @torch.inference_mode()
     def project_pointer(self, token: Tensor) -> Tensor:
         """Turn output tokens [B, D] into object pointers [B, D]."""
-
-    @property
-    @abstractmethod
-    def no_object_pointer(self) -> Tensor:
-        """[1, D]: the pointer of an object that is not there."""
-
-    @property
-    @abstractmethod
-    def no_memory_embedding(self) -> Tensor:
-        """[D]: added to coarse features that no memory conditions (point prompts on a single image)."""
+        pointer: Tensor = self.pointer_head(token)
+        return pointer
 
     def encode_pointer(self, features: ImageFeatures, mask: Tensor, present: Tensor) -> Tensor:
         """Return the object pointers of support slices.

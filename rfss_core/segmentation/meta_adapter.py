@@ -10,14 +10,11 @@ from torch import Tensor
 
 from rfss_core.errors import ModelError
 from rfss_core.segmentation.adapter import (
-    AttentionWeights,
-    Decoded,
     ImageFeatures,
     LayerWeights,
     MemoryAttentionWeights,
     Sam2Adapter,
     Traits,
-    choose_best,
 )
 from rfss_core.segmentation.conversion import find_size, find_version, read_meta_checkpoint
 
@@ -64,9 +61,11 @@ class MetaAdapter(Sam2Adapter):
     """
 
     def __init__(self, network: Any, device: torch.device, dtype: torch.dtype) -> None:
-        self.network = network.to(device=device, dtype=dtype).eval().requires_grad_(requires_grad=False)
-        self.device = device
-        self.dtype = dtype
+        super().__init__(network, device, dtype)
+        self.network = network
+        self.pointer_head = network.obj_ptr_proj
+        self.no_object_pointer = network.no_obj_ptr
+        self.no_memory_embedding = network.no_mem_embed.reshape(-1)
         # The position code of points is computed in float32 whatever the arithmetic.
         code = network.sam_prompt_encoder.pe_layer
         code.positional_encoding_gaussian_matrix = code.positional_encoding_gaussian_matrix.float()
@@ -85,17 +84,7 @@ class MetaAdapter(Sam2Adapter):
         )
         self.memory_attention = MemoryAttentionWeights(
             layers=tuple(
-                LayerWeights(
-                    self_attention=_projections(layer.self_attn),
-                    cross_attention=_projections(layer.cross_attn_image),
-                    norm1=layer.norm1,
-                    norm2=layer.norm2,
-                    norm3=layer.norm3,
-                    linear1=layer.linear1,
-                    linear2=layer.linear2,
-                    activation=torch.nn.ReLU(),
-                )
-                for layer in attention.layers
+                LayerWeights.of(layer, torch.nn.ReLU(), norm="norm", out="out_proj") for layer in attention.layers
             ),
             norm=attention.norm,
             temporal_position=network.maskmem_tpos_enc[-1].reshape(-1),
@@ -135,53 +124,23 @@ class MetaAdapter(Sam2Adapter):
         return dense
 
     @torch.inference_mode()
-    def decode(
-        self,
-        features: ImageFeatures,
-        conditioned: Tensor,
-        *,
-        multimask: bool,
-        dense_prompt: Tensor | None = None,
-        points: tuple[Tensor, Tensor] | None = None,
-    ) -> Decoded:
-        """Run the prompt encoder and the mask decoder."""
-        count = len(conditioned)
-        if points is None:
-            points = (
-                torch.zeros(count, 1, 2, device=self.device),
-                torch.full((count, 1), -1, device=self.device, dtype=torch.int32),
-            )
-        encoder = self.network.sam_prompt_encoder
-        sparse, dense = encoder(points=(points[0].float(), points[1]), boxes=None, masks=None)
+    def embed_points(self, coordinates: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the prompt encoder without a mask."""
+        sparse, dense = self.network.sam_prompt_encoder(points=(coordinates, labels), boxes=None, masks=None)
+        return sparse, dense
+
+    @torch.inference_mode()
+    def predict_masks(
+        self, features: ImageFeatures, conditioned: Tensor, sparse: Tensor, dense: Tensor, *, multimask: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Run the mask decoder."""
         masks, iou, tokens, score = self.network.sam_mask_decoder(
             image_embeddings=conditioned,
-            image_pe=encoder.get_dense_pe().to(self.dtype),
-            sparse_prompt_embeddings=sparse.to(self.dtype),
-            dense_prompt_embeddings=dense if dense_prompt is None else dense_prompt,
+            image_pe=self.network.sam_prompt_encoder.get_dense_pe().to(self.dtype),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
             multimask_output=multimask,
             repeat_image=False,
             high_res_features=[features.fine, features.middle],
         )
-        return choose_best(masks, iou, tokens, score)
-
-    @torch.inference_mode()
-    def project_pointer(self, token: Tensor) -> Tensor:
-        """Turn output tokens into object pointers."""
-        pointer: Tensor = self.network.obj_ptr_proj(token)
-        return pointer
-
-    @property
-    def no_object_pointer(self) -> Tensor:
-        """[1, D]."""
-        pointer: Tensor = self.network.no_obj_ptr
-        return pointer
-
-    @property
-    def no_memory_embedding(self) -> Tensor:
-        """[D]."""
-        embedding: Tensor = self.network.no_mem_embed
-        return embedding.reshape(-1)
-
-
-def _projections(module: Any) -> AttentionWeights:
-    return AttentionWeights(module.q_proj, module.k_proj, module.v_proj, module.out_proj)
+        return masks, iou, tokens, score

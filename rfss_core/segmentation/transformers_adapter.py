@@ -12,14 +12,11 @@ import torch
 from torch import Tensor
 
 from rfss_core.segmentation.adapter import (
-    AttentionWeights,
-    Decoded,
     ImageFeatures,
     LayerWeights,
     MemoryAttentionWeights,
     Sam2Adapter,
     Traits,
-    choose_best,
 )
 
 
@@ -33,9 +30,11 @@ class TransformersAdapter(Sam2Adapter):
     """
 
     def __init__(self, model: Any, device: torch.device, dtype: torch.dtype) -> None:
-        self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(requires_grad=False)
-        self.device = device
-        self.dtype = dtype
+        super().__init__(model, device, dtype)
+        self.model = model
+        self.pointer_head = model.object_pointer_proj
+        self.no_object_pointer = model.no_object_pointer
+        self.no_memory_embedding = model.no_memory_embedding.reshape(-1)
         config = model.config
         grid = model.prompt_encoder.image_embedding_size[0]
         self.traits = Traits(
@@ -57,17 +56,7 @@ class TransformersAdapter(Sam2Adapter):
         neck = model.vision_encoder.neck
         self.memory_attention = MemoryAttentionWeights(
             layers=tuple(
-                LayerWeights(
-                    self_attention=_projections(layer.self_attn),
-                    cross_attention=_projections(layer.cross_attn_image),
-                    norm1=layer.layer_norm1,
-                    norm2=layer.layer_norm2,
-                    norm3=layer.layer_norm3,
-                    linear1=layer.linear1,
-                    linear2=layer.linear2,
-                    activation=layer.activation,
-                )
-                for layer in attention.layers
+                LayerWeights.of(layer, layer.activation, norm="layer_norm", out="o_proj") for layer in attention.layers
             ),
             norm=attention.layer_norm,
             temporal_position=model.memory_temporal_positional_encoding[-1].reshape(-1),
@@ -106,53 +95,24 @@ class TransformersAdapter(Sam2Adapter):
         return dense
 
     @torch.inference_mode()
-    def decode(
-        self,
-        features: ImageFeatures,
-        conditioned: Tensor,
-        *,
-        multimask: bool,
-        dense_prompt: Tensor | None = None,
-        points: tuple[Tensor, Tensor] | None = None,
-    ) -> Decoded:
-        """Run the prompt encoder and the mask decoder."""
-        count = len(conditioned)
-        if points is None:
-            points = (
-                torch.zeros(count, 1, 2, device=self.device, dtype=self.dtype),
-                torch.full((count, 1), -1, device=self.device, dtype=torch.int32),
-            )
+    def embed_points(self, coordinates: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the prompt encoder without a mask; sparse embeddings have an axis for several objects, here one."""
         sparse, dense = self.model.prompt_encoder(
-            input_points=points[0][:, None], input_labels=points[1][:, None], input_boxes=None, input_masks=None
+            input_points=coordinates[:, None], input_labels=labels[:, None], input_boxes=None, input_masks=None
         )
+        return sparse, dense
+
+    @torch.inference_mode()
+    def predict_masks(
+        self, features: ImageFeatures, conditioned: Tensor, sparse: Tensor, dense: Tensor, *, multimask: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Run the mask decoder."""
         masks, iou, tokens, score = self.model.mask_decoder(
             image_embeddings=conditioned,
-            image_positional_embeddings=self._image_wide_position.expand(count, -1, -1, -1),
-            sparse_prompt_embeddings=sparse.to(self.dtype),
-            dense_prompt_embeddings=dense if dense_prompt is None else dense_prompt,
+            image_positional_embeddings=self._image_wide_position.expand(len(conditioned), -1, -1, -1),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
             multimask_output=multimask,
             high_resolution_features=[features.fine, features.middle],
         )
-        return choose_best(masks[:, 0], iou[:, 0], tokens[:, 0], score[:, 0])
-
-    @torch.inference_mode()
-    def project_pointer(self, token: Tensor) -> Tensor:
-        """Turn output tokens into object pointers."""
-        pointer: Tensor = self.model.object_pointer_proj(token)
-        return pointer
-
-    @property
-    def no_object_pointer(self) -> Tensor:
-        """[1, D]."""
-        pointer: Tensor = self.model.no_object_pointer
-        return pointer
-
-    @property
-    def no_memory_embedding(self) -> Tensor:
-        """[D]."""
-        embedding: Tensor = self.model.no_memory_embedding
-        return embedding.reshape(-1)
-
-
-def _projections(module: Any) -> AttentionWeights:
-    return AttentionWeights(module.q_proj, module.k_proj, module.v_proj, module.o_proj)
+        return masks[:, 0], iou[:, 0], tokens[:, 0], score[:, 0]

@@ -1,14 +1,15 @@
-"""Command line: ``python -m rfss_core.pretraining pack | train-sam2 | train-dinov2 | evaluate | export | holdout``."""
+"""Command line: ``python -m rfss_core.pretraining pack | train | evaluate | export | holdout``."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -23,37 +24,21 @@ from rfss_core.pretraining.settings import TrainingSettings
 from rfss_core.pretraining.source import SOURCES, parts_of
 from rfss_core.pretraining.task import GroupDataset, LabelledGroupDataset, Mixture
 from rfss_core.pretraining.trainer import train
+from rfss_core.settings import readable
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Build the embedded models of RFSS.")
 console = Console()
 
 Data = Annotated[Path, typer.Option(envvar="RFSS_DATA", help="Folder with hippocampus/, pack/ and the other sets.")]
 Packs = Annotated[Path, typer.Option(help="Folder of packed sets.")]
-Run = Annotated[Path, typer.Option(help="Folder of the training: checkpoint.pt and log.jsonl.")]
-Minutes = Annotated[float | None, typer.Option(help="Stop after so many minutes; start again to go on.")]
-Steps = Annotated[int | None, typer.Option(help="Stop at this step.")]
-Size = Annotated[int, typer.Option(help="Pixels a side.")]
-Groups = Annotated[int, typer.Option(help="Groups (tasks) in a step.")]
-Members = Annotated[int, typer.Option(help="Images in a group.")]
-Horizon = Annotated[int, typer.Option(help="Step at which the cosine ends.")]
-Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
-Warmup = Annotated[int, typer.Option(help="Steps of linear warm-up.")]
-Ema = Annotated[float, typer.Option(help="Decay of the averaged weights.")]
-Seed = Annotated[int, typer.Option(help="Seed of weights, tasks and draws.")]
-Workers = Annotated[int, typer.Option(help="Processes that draw tasks.")]
-Autocast = Annotated[bool | None, typer.Option(help="bfloat16 arithmetic. Default: on CUDA only.")]
 Threads = Annotated[int, typer.Option(help="Threads of PyTorch. One a training on a busy machine.")]
+Kind = Literal["sam2", "dinov2"]
 
-DEFAULT_PACKS = Path("runs/pretraining/packs")
-DEFAULT_SAM2 = Path("runs/pretraining/sam2")
-DEFAULT_DINOV2 = Path("runs/pretraining/dinov2")
+RUNS = Path("runs/pretraining")
+RUN_HELP = "Folder of the training: checkpoint.pt and log.jsonl."
+DEFAULT_PACKS = RUNS / "packs"
 EMBEDDING_MIXTURE = Mixture(expert=0.55, derived=0, region=0.15, synthetic_regions=0.15, synthetic_shapes=0.15)
-EVALUATED = ("acdc", "hippocampus", "prostate-mr", "prostate-us", "fetal-head-pack", "spine-mr", "nuclei")
-
-
-def _settings(autocast: bool | None, **values: Any) -> TrainingSettings:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TrainingSettings(device=device, autocast=device == "cuda" if autocast is None else autocast, **values)
+EVALUATED = ("acdc", "hippocampus", "prostate-mr", "prostate-us", "fetal-head", "fetal-head-pack", "spine-mr", "nuclei")
 
 
 @app.command()
@@ -63,72 +48,52 @@ def pack(data: Data = Path("../shared/data"), out: Packs = DEFAULT_PACKS) -> Non
         console.print(f"{part}: " + ", ".join(f"{name} {count}" for name, count in sets.items()))
 
 
-@app.command()
-def train_sam2(
+@app.command("train")
+def train_model(
+    kind: Annotated[Kind, typer.Argument(help="Which model.")],
     packs: Packs = DEFAULT_PACKS,
-    run: Run = DEFAULT_SAM2,
-    minutes: Minutes = None,
-    steps: Steps = None,
-    size: Size = 128,
-    groups: Groups = 2,
-    members: Members = 8,
-    horizon: Horizon = 20000,
-    rate: Rate = 4e-4,
-    warmup: Warmup = 200,
-    ema: Ema = 0.998,
-    seed: Seed = 0,
-    workers: Workers = 0,
-    autocast: Autocast = None,
+    run: Annotated[Path | None, typer.Option(help=f"{RUN_HELP} Default: runs/pretraining/KIND.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes; start again to go on.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Stop at this step.")] = None,
+    size: Annotated[int | None, typer.Option(help="Pixels a side. Default: 128 for SAM 2, 112 for DINOv2.")] = None,
+    groups: Annotated[int, typer.Option(help="Groups (tasks) in a step.")] = 4,
+    members: Annotated[int, typer.Option(help="Images in a group.")] = 8,
+    horizon: Annotated[int, typer.Option(help="Step at which the cosine ends.")] = 20000,
+    rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 4e-4,
+    warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = 100,
+    ema: Annotated[float, typer.Option(help="Decay of the averaged weights.")] = 0.998,
+    seed: Annotated[int, typer.Option(help="Seed of weights, tasks and draws.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that draw tasks.")] = 0,
+    autocast: Annotated[bool | None, typer.Option(help="bfloat16 arithmetic. Default: on CUDA only.")] = None,
     threads: Threads = 1,
 ) -> None:
-    """Train the segmenter in context, going on from the run's checkpoint."""
+    """Train the segmenter in context, or the embedder on label agreement; goes on from the run's checkpoint."""
     torch.set_num_threads(threads)
-    settings = _settings(
-        autocast,
-        size=size, groups=groups, members=members, horizon=horizon, learning_rate=rate, warmup=warmup, ema=ema,
-        seed=seed, workers=workers,
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = TrainingSettings(
+        device=device, autocast=device == "cuda" if autocast is None else autocast,
+        size=size or (128 if kind == "sam2" else 112), groups=groups, members=members, horizon=horizon,
+        learning_rate=rate, warmup=warmup, ema=ema, seed=seed, workers=workers,
     )  # fmt: skip
-    data = GroupDataset(read_packs(packs, "train"), size, members, seed)
-    done = train(InContextObjective(settings), data, settings, run, steps=steps, minutes=minutes)
-    console.print(f"step {done.step}, {done.seconds / 60:.1f} minutes in all; checkpoint in {run}")
-
-
-@app.command()
-def train_dinov2(
-    packs: Packs = DEFAULT_PACKS,
-    run: Run = DEFAULT_DINOV2,
-    minutes: Minutes = None,
-    steps: Steps = None,
-    size: Size = 112,
-    groups: Groups = 4,
-    members: Members = 12,
-    horizon: Horizon = 20000,
-    rate: Rate = 2e-4,
-    warmup: Warmup = 100,
-    ema: Ema = 0.998,
-    seed: Seed = 0,
-    workers: Workers = 0,
-    autocast: Autocast = None,
-    threads: Threads = 1,
-) -> None:
-    """Train the embedder on label agreement, going on from the run's checkpoint."""
-    torch.set_num_threads(threads)
-    settings = _settings(
-        autocast,
-        size=size, groups=groups, members=members, horizon=horizon, learning_rate=rate, warmup=warmup, ema=ema,
-        seed=seed, workers=workers,
-    )  # fmt: skip
-    data = LabelledGroupDataset(read_packs(packs, "train"), size, members, seed + 1, EMBEDDING_MIXTURE)
-    sample = torch.cat([data[2**30 + i]["images"] for i in range(16)])
-    done = train(AgreementObjective(settings, sample), data, settings, run, steps=steps, minutes=minutes)
-    console.print(f"step {done.step}, {done.seconds / 60:.1f} minutes in all; checkpoint in {run}")
+    folder = run or RUNS / kind
+    training = read_packs(packs, "train")
+    objective: InContextObjective | AgreementObjective
+    data: GroupDataset
+    if kind == "sam2":
+        data = GroupDataset(training, settings.size, members, seed)
+        objective = InContextObjective(settings)
+    else:
+        data = LabelledGroupDataset(training, settings.size, members, seed + 1, EMBEDDING_MIXTURE)
+        objective = AgreementObjective(settings, torch.cat([data[2**30 + i]["images"] for i in range(16)]))
+    done = train(objective, data, settings, folder, steps=steps, minutes=minutes)
+    console.print(f"step {done.step}, {done.seconds / 60:.1f} minutes in all; checkpoint in {folder}")
 
 
 @app.command("evaluate")
 def evaluate_models(
     data: Data = Path("../shared/data"),
-    sam2: Annotated[Path | None, typer.Option(help="Training folder of SAM 2.")] = DEFAULT_SAM2,
-    dinov2: Annotated[Path | None, typer.Option(help="Training folder of DINOv2.")] = DEFAULT_DINOV2,
+    sam2: Annotated[Path | None, typer.Option(help="Training folder of SAM 2.")] = RUNS / "sam2",
+    dinov2: Annotated[Path | None, typer.Option(help="Training folder of DINOv2.")] = RUNS / "dinov2",
     sets: Annotated[str, typer.Option(help="Comma-separated sets.")] = ",".join(EVALUATED),
     part: Annotated[str, typer.Option(help="test, or validation to choose checkpoints (never ACDC).")] = "test",
     strategy: Annotated[str, typer.Option(help="Comma-separated: dino, random, pixels.")] = "dino,random",
@@ -170,7 +135,7 @@ def evaluate_models(
 
 @app.command("export")
 def export_model(
-    run: Run,
+    run: Annotated[Path, typer.Option(help=RUN_HELP)],
     out: Annotated[Path, typer.Option(help="Folder for config.json and model.safetensors.")],
     size: Annotated[int | None, typer.Option(help="Image size of SAM 2. Default: as trained.")] = None,
 ) -> None:
@@ -194,8 +159,9 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         app()
-    except RfssError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False)
+    except (RfssError, ValidationError) as error:
+        message = readable(error) if isinstance(error, ValidationError) else str(error)
+        Console(stderr=True).print(f"error: {message}", style="red", highlight=False)
         raise SystemExit(2) from error
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
+from rfss_core.errors import SettingsError
 from rfss_core.pretraining.conditioning import IMAGE_MEAN, IMAGE_STD
 from rfss_core.pretraining.glimpse import initialise_glimpses
 from rfss_core.pretraining.settings import TrainingSettings
@@ -106,19 +107,22 @@ class AgreementObjective:
     Args:
         settings: of the training.
         sample: [B, S, S] in [0, 1], a few hundred varied images to centre the embedding by; None takes synthetic ones.
+
+    Raises:
+        SettingsError: a size that is no multiple of the patch.
     """
 
     kind = "dinov2"
 
     def __init__(self, settings: TrainingSettings, sample: Tensor | None = None) -> None:
+        if settings.size % 14:
+            raise SettingsError(f"size must be a multiple of 14, the patch size, got {settings.size}; take 112")
         torch.manual_seed(settings.seed)
         self.model: nn.Module = build_dinov2()
         if sample is None:
             data = LabelledGroupDataset([], 112, 8, seed=settings.seed + 7)
             sample = torch.cat([data[i]["images"] for i in range(8)])
         initialise_glimpses(self.model, standardise(sample), settings.seed)
-        if settings.size % 14:
-            raise ValueError(f"size must be a multiple of 14, the patch size, got {settings.size}; take 112")
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ARG002
         """Return the loss of a batch of groups; ``neighbour`` is the agreement with the nearest in the group."""

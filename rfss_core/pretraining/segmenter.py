@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 from transformers import Sam2VideoConfig, Sam2VideoModel
 
+from rfss_core.errors import SettingsError
 from rfss_core.pretraining.conditioning import InContextSam2
 from rfss_core.pretraining.loss import LossWeights, in_context_loss
 from rfss_core.pretraining.propagation import initialise
@@ -43,11 +44,16 @@ class InContextObjective:
     Args:
         settings: of the training.
         weights: of the parts of the loss.
+
+    Raises:
+        SettingsError: a size that the network cannot take.
     """
 
     kind = "sam2"
 
     def __init__(self, settings: TrainingSettings, weights: LossWeights | None = None) -> None:
+        if settings.size % 32:
+            raise SettingsError(f"size must be a multiple of 32, SAM 2's coarsest stride, got {settings.size}: try 128")
         torch.manual_seed(settings.seed)
         sam2 = build_sam2(settings.size)
         sample = default_collate([GroupDataset([], settings.size, seed=settings.seed + 7)[i] for i in range(8)])

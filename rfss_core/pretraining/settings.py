@@ -12,7 +12,7 @@ class TrainingSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    size: int = Field(256, ge=56, le=1024, description="Pixels a side. SAM 2: multiple of 128; DINOv2: of 14.")
+    size: int = Field(256, ge=56, le=1024, description="Pixels a side. SAM 2: multiple of 32; DINOv2: of 14.")
     groups: int = Field(2, ge=1, le=4096, description="Groups (tasks) in one step.")
     members: int = Field(8, ge=2, le=64, description="Images in one group.")
     learning_rate: float = Field(4e-4, gt=0, description="Peak of the schedule (AdamW).")

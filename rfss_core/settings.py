@@ -146,9 +146,19 @@ class SegmentationSettings(_Model):
         description="How classes share pixels. logits: the highest logit above 0. softmax: soft aggregation. "
         "exclusive: the official predictor's non-overlap rule.",
     )
+    background_pool: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Side of the blocks, in memory cells of 16 x 16 network pixels, over which a support's background "
+        "is averaged before attention: faster, not exact. 1: memories stay whole.",
+    )
+    background_border: int = Field(
+        1, ge=0, le=256, description="Cells around a support's foreground that background_pool leaves whole."
+    )
     batch_size: int = Field(16, ge=1, le=1024, description="Queries in one forward pass, if they fit into memory.")
     host_cache_mb: int = Field(1024, ge=0, description="Memories kept in main memory, MiB.")
-    device_cache_mb: int = Field(2048, ge=0, description="Memories kept on the accelerator, MiB.")
+    device_cache_mb: int = Field(2048, ge=0, description="Memories kept on the accelerator, and reduced ones on any device, MiB.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Arithmetic of the models.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>. auto takes CUDA where there is one.")
 

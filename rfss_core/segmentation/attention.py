@@ -7,38 +7,45 @@ it, and the first self-attention, which knows neither class nor support, once fo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from rfss_core.segmentation.adapter import AttentionWeights, LayerWeights, MemoryAttentionWeights, Traits
+from rfss_core.segmentation.grouping import Group, Tactics, attend_in_groups, group_reduced, group_whole
+from rfss_core.segmentation.reduction import ReducedMemories
 
 
 class Rotary:
-    """Axial rotary position code of an S x S grid (``compute_axial_cis`` of the official code).
+    """Axial rotary position code (``compute_axial_cis`` of the official code) of points on the S x S grid.
 
     Args:
-        grid: S.
+        places: float32 [n, 2], row and column in cells; they may lie between cells.
         head_dim: width of one attention head.
         theta: base of the frequencies.
-        device: where the tables live.
     """
 
-    def __init__(self, grid: int, head_dim: int, theta: float, device: torch.device) -> None:
+    def __init__(self, places: Tensor, head_dim: int, theta: float) -> None:
         quarter = head_dim // 4
-        frequencies = theta ** -(torch.arange(0, head_dim, 4)[:quarter].float() / head_dim)
-        cell = torch.arange(grid * grid)
-        angles = torch.cat(
-            [torch.outer((cell % grid).float(), frequencies), torch.outer((cell // grid).float(), frequencies)], dim=1
-        )
-        self.cosine = angles.cos().to(device)
-        self.sine = angles.sin().to(device)
+        steps = torch.arange(0, head_dim, 4, device=places.device)[:quarter].float()
+        frequencies = theta ** -(steps / head_dim)
+        angles = torch.cat([torch.outer(places[:, 1], frequencies), torch.outer(places[:, 0], frequencies)], dim=1)
+        self.cosine = angles.cos()
+        self.sine = angles.sin()
+
+    @classmethod
+    def of_grid(cls, grid: int, head_dim: int, theta: float, device: torch.device) -> Rotary:
+        """Return the code of all S * S cells, row by row."""
+        cells = torch.arange(grid * grid, device=device)
+        return cls(torch.stack([cells // grid, cells % grid], dim=1).float(), head_dim, theta)
 
     def rotate(self, tokens: Tensor) -> Tensor:
-        """Rotate pairs of channels by their cell's angles, in float32.
+        """Rotate pairs of channels by their place's angles, in float32.
 
         Args:
-            tokens: [..., S * S, head_dim].
+            tokens: [..., n, head_dim].
         """
         even, odd = tokens.float().reshape(*tokens.shape[:-1], -1, 2).unbind(-1)
         turned = torch.stack((even * self.cosine - odd * self.sine, even * self.sine + odd * self.cosine), dim=-1)
@@ -61,6 +68,17 @@ def sine_code(positions: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+@dataclass(frozen=True)
+class _Reach:
+    """Which memories P pairs attend to, for all layers."""
+
+    supports: Tensor
+    rotary: Rotary
+    """Of the memories' tokens."""
+    groups: list[Group] | None
+    """None: whole memories, copied pair by pair."""
+
+
 class MemoryAttention:
     """Conditions query features on memories.
 
@@ -78,9 +96,11 @@ class MemoryAttention:
         self.traits = traits
         self.dtype = dtype
         self.heads = traits.heads
-        head_dim = weights.layers[0].self_attention.query.out_features // traits.heads
-        self.rotary = Rotary(traits.grid, head_dim, traits.rope_theta, device)
-        self._memory_position = weights.memory_position.to(device) + weights.temporal_position.float()
+        self.tactics = Tactics.of(device)
+        self._head_dim = weights.layers[0].self_attention.query.out_features // traits.heads
+        self.rotary = Rotary.of_grid(traits.grid, self._head_dim, traits.rope_theta, device)
+        self._temporal_position = weights.temporal_position.float()
+        self._memory_position = weights.memory_position.to(device) + self._temporal_position
         self._image_position = weights.image_position.to(device, dtype)
 
     @torch.inference_mode()
@@ -97,20 +117,23 @@ class MemoryAttention:
         return self._self_attention(self.weights.layers[0], tokens)
 
     @torch.inference_mode()
-    def project(self, layer: int, memories: Tensor) -> tuple[Tensor, Tensor]:
-        """Project spatial memories to keys (rotated) and values of one layer.
+    def project(self, layer: int, memories: Tensor | ReducedMemories) -> tuple[Tensor, Tensor]:
+        """Project spatial memories to keys (not yet rotated) and values of one layer.
 
         Args:
             layer: which layer.
-            memories: [U, S * S, M].
+            memories: [U, S * S, M], or n tokens of reduced ones.
 
         Returns:
-            keys and values, each [U, heads, S * S, D / heads].
+            keys and values, each [U, heads, S * S, D / heads] or [heads, n, D / heads].
         """
         attention = self.weights.layers[layer].cross_attention
-        keys = self._split(attention.key((memories.float() + self._memory_position).to(self.dtype)))
-        values = self._split(attention.value(memories.to(self.dtype)))
-        return self.rotary.rotate(keys), values
+        if isinstance(memories, ReducedMemories):
+            tokens, position = memories.tokens, memories.place + self._temporal_position
+        else:
+            tokens, position = memories, self._memory_position
+        keys = self._split(attention.key((tokens.float() + position).to(self.dtype)))
+        return keys, self._split(attention.value(tokens.to(self.dtype)))
 
     @torch.inference_mode()
     def pointer_tokens(self, pointers: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,13 +158,15 @@ class MemoryAttention:
         return tokens, code.repeat_interleave(parts, dim=0)
 
     @torch.inference_mode()
-    def condition(self, started: Tensor, memories: Tensor, supports: Tensor, pointers: Tensor | None) -> Tensor:
+    def condition(
+        self, started: Tensor, memories: Tensor | ReducedMemories, supports: Tensor, pointers: Tensor | None
+    ) -> Tensor:
         """Run the rest of the memory attention for P pairs of a query and a class.
 
         Args:
             started: [P, S * S, D] from :meth:`start`, one row a pair.
-            memories: [U, S * S, M]: the distinct spatial memories.
-            supports: int64 [P, k]: which of the U memories each pair attends to, in the order of the video.
+            memories: the U distinct spatial memories: [U, S * S, M], or reduced.
+            supports: int64 [P, k] on the host: which of the U memories each pair attends to, in the order of the video.
             pointers: [P, k, D] object pointers, or None to leave them out.
 
         Returns:
@@ -149,16 +174,27 @@ class MemoryAttention:
         """
         tokens = started
         extra = None if pointers is None else self.pointer_tokens(pointers.to(self.dtype))
+        reach = self._reach(memories, supports)
         for index, layer in enumerate(self.weights.layers):
             if index > 0:
                 tokens = self._self_attention(layer, tokens)
             # One layer's keys and values at a time: all of them together would be the peak of memory.
             keys, values = self.project(index, memories)
-            tokens = self._cross_attention(layer, tokens, keys, values, supports, extra)
+            more = None if extra is None else self._project_pointers(layer.cross_attention, *extra)
+            tokens = self._cross_attention(layer, tokens, reach.rotary.rotate(keys), values, reach, more)
             tokens = tokens + layer.linear2(layer.activation(layer.linear1(layer.norm3(tokens))))
         grid = self.traits.grid
         normed: Tensor = self.weights.norm(tokens)
         return normed.transpose(1, 2).reshape(len(normed), -1, grid, grid)
+
+    def _reach(self, memories: Tensor | ReducedMemories, supports: Tensor) -> _Reach:
+        if isinstance(memories, ReducedMemories):
+            rotary = Rotary(memories.centre, self._head_dim, self.traits.rope_theta)
+            return _Reach(supports, rotary, group_reduced(memories, supports, self.dtype, self.tactics.spread))
+        groups = None
+        if self.tactics.gather_whole:
+            groups = group_whole(supports, memories.shape[1], memories.device)
+        return _Reach(supports, self.rotary, groups)
 
     def _split(self, tokens: Tensor) -> Tensor:
         return tokens.reshape(*tokens.shape[:-1], self.heads, -1).transpose(-3, -2)
@@ -184,15 +220,20 @@ class MemoryAttention:
         tokens: Tensor,
         keys: Tensor,
         values: Tensor,
-        supports: Tensor,
-        extra: tuple[Tensor, Tensor] | None,
+        reach: _Reach,
+        more: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         weights = layer.cross_attention
         query = self.rotary.rotate(self._split(weights.query(layer.norm2(tokens))))
-        more_keys, more_values = (None, None) if extra is None else self._project_pointers(weights, *extra)
-        gathered_keys = self._gather(keys, supports, more_keys)
-        gathered_values = self._gather(values, supports, more_values)
-        attended = scaled_dot_product_attention(query, gathered_keys, gathered_values)
+        if reach.groups is None:
+            more_keys, more_values = (None, None) if more is None else more
+            attended = scaled_dot_product_attention(
+                query, self._gather(keys, reach.supports, more_keys), self._gather(values, reach.supports, more_values)
+            )
+        else:
+            if keys.ndim == 4:
+                keys, values = (projected.transpose(0, 1).flatten(1, 2) for projected in (keys, values))
+            attended = attend_in_groups(query, keys, values, more, reach.groups)
         projected: Tensor = weights.out(self._merge(attended))
         return tokens + projected
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import psutil  # type: ignore[import-untyped]
 import torch
+from torch import Tensor
 
 from rfss_core.errors import ExecutionError
 from rfss_core.segmentation.adapter import Traits
@@ -43,6 +44,16 @@ def bytes_per_query(traits: Traits, k: int, classes: int, itemsize: int) -> int:
     encoder = _ENCODER_VALUES * 16 * cells
     decoder = _DECODER_VALUES * 16 * cells * classes
     return itemsize * (projected + gathered + max(encoder, decoder))
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor from the host to a device, without waiting for what an accelerator still has to do.
+
+    Only from pinned memory is a copy to CUDA asynchronous; torch keeps the pinned block until the copy is done.
+    """
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def run_in_batches(

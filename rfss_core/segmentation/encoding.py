@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from rfss_core.digest import digest_array
 from rfss_core.segmentation.adapter import Sam2Adapter
@@ -85,8 +86,8 @@ class SupportEncoder:
         # Slice by slice: a memory must not depend on which other slices happened to be unknown.
         encoded = self.lanes.map(lambda item: self._encode(support, item), missing)
         for item, memories in zip(missing, encoded, strict=True):
-            for key, (spatial, pointer) in zip(item.keys.values(), memories, strict=True):
-                found[key] = self.bank.add(key, spatial, pointer)
+            for key, parts in zip(item.keys.values(), memories, strict=True):
+                found[key] = self.bank.add(key, *parts)
         return Memories(found, addresses)
 
     def holds(self, support: Supports, index: int, value: int) -> bool:
@@ -111,17 +112,19 @@ class SupportEncoder:
         return self._keys[index, value]
 
     @torch.inference_mode()
-    def _encode(self, support: Supports, item: _Missing) -> list[tuple[Tensor, Tensor]]:
+    def _encode(self, support: Supports, item: _Missing) -> list[tuple[Tensor, Tensor, Tensor]]:
         adapter, size = self.adapter, self.adapter.traits.image_size
         image, label_map = read_support(support, item.index)
         pixels = prepare_image(image, size)[None].to(adapter.device, adapter.dtype)
         features = adapter.encode_image(pixels)
-        encoded: list[tuple[Tensor, Tensor]] = []
+        encoded: list[tuple[Tensor, Tensor, Tensor]] = []
+        cell = size // adapter.traits.grid
         # Class by class, for the same reason: the last bits of a batch depend on its size.
         for value in item.keys:
             mask = prepare_mask(label_map == value, size, harden=self.mode == "meta")[None].to(adapter.device)
             present = (mask > 0).flatten(1).any(dim=1)
             seen = round_trip(mask) if self.mode == "meta" else mask
             spatial = adapter.encode_memory(features.coarse, seen * MASK_SCALE + MASK_BIAS, present)
-            encoded.append((spatial[0], adapter.encode_pointer(features, mask, present)[0]))
+            pointer = adapter.encode_pointer(features, mask, present)
+            encoded.append((spatial[0], pointer[0], max_pool2d(mask, cell)[0, 0] > 0))
         return encoded

@@ -21,10 +21,12 @@ from rfss_core.digest import digest_json
 from rfss_core.segmentation.adapter import Decoded, Sam2Adapter
 from rfss_core.segmentation.attention import MemoryAttention
 from rfss_core.segmentation.batching import bytes_per_query, free_bytes, run_in_batches
+from rfss_core.segmentation.device_cache import DeviceCache
 from rfss_core.segmentation.encoding import Memories, SupportEncoder
-from rfss_core.segmentation.memory import BoundedCache, Memory, MemoryBank
+from rfss_core.segmentation.memory import Memory, MemoryBank
 from rfss_core.segmentation.merging import gate, merge
 from rfss_core.segmentation.preprocess import prepare_image, to_native
+from rfss_core.segmentation.reduction import MemoryReducer
 from rfss_core.segmentation.segmenter import Neighbours, Segmentation, Slice, Supports, check_request
 from rfss_core.segmentation.selection import choose_supports
 from rfss_core.settings import SegmentationSettings, SupportMaskMode
@@ -76,7 +78,11 @@ class MemorySegmenter:
         self.trained = trained
         self.encoder = SupportEncoder(adapter, bank, mode)
         self.attention = MemoryAttention(adapter.memory_attention, adapter.traits, adapter.device, adapter.dtype)
-        self._resident: BoundedCache[Tensor] = BoundedCache(settings.device_cache_mb * 2**20, lambda item: item.nbytes)
+        reducer = None
+        if settings.background_pool > 1:
+            place = adapter.memory_attention.memory_position.cpu()
+            reducer = MemoryReducer(place, settings.background_pool, settings.background_border)
+        self.device_cache = DeviceCache(adapter.device, settings.device_cache_mb * 2**20, reducer)
 
     @property
     def digest(self) -> str:
@@ -90,8 +96,14 @@ class MemorySegmenter:
                 "merging": self.settings.merging,
                 "class_supports": self.settings.class_supports,
                 "absent_share": self.settings.absent_share if self.settings.class_supports else None,
+                "reduction": self._reduction,
             }
         )
+
+    @property
+    def _reduction(self) -> list[int] | None:
+        pool = self.settings.background_pool
+        return [pool, self.settings.background_border] if pool > 1 else None
 
     @torch.inference_mode()
     def segment(
@@ -177,23 +189,9 @@ class MemorySegmenter:
         return [[plane for plane in planes if plane is not None] for planes in decoded]
 
     def _attend(self, started: Tensor, pairs: Sequence[_Pair], memories: dict[str, Memory]) -> Tensor:
-        distinct = list(dict.fromkeys(key for pair in pairs for key in pair.keys))
-        position = {key: index for index, key in enumerate(distinct)}
-        spatial = torch.stack([self._on_device(key, memories[key]) for key in distinct])
-        supports = torch.tensor([[position[key] for key in pair.keys] for pair in pairs], device=spatial.device)
-        pointers = None
-        if self.settings.use_object_pointers:
-            pointers = torch.stack([memories[key].pointer for key in distinct]).to(spatial.device)[supports]
-        return self.attention.condition(started, spatial, supports, pointers)
-
-    def _on_device(self, key: str, memory: Memory) -> Tensor:
-        if self.adapter.device.type == "cpu":
-            return memory.spatial
-        tensor = self._resident.get(key)
-        if tensor is None:
-            tensor = memory.spatial.to(self.adapter.device, non_blocking=True)
-            self._resident.put(key, tensor)
-        return tensor
+        batch = self.device_cache.collect([pair.keys for pair in pairs], memories)
+        pointers = batch.pointers if self.settings.use_object_pointers else None
+        return self.attention.condition(started, batch.spatial, batch.supports, pointers)
 
     def _finish(
         self, shape: tuple[int, ...], planes: Sequence[Decoded], values: list[int], *, keep_logits: bool

@@ -6,6 +6,7 @@ changed mask or weight can never meet a stale memory, and whoever holds the same
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -30,11 +31,13 @@ class Memory:
     """bfloat16 [S * S, M], as the official predictor stores it."""
     pointer: Tensor
     """float32 [D]: the object pointer."""
+    foreground: Tensor
+    """bool [S * S]: cells that hold a part of the object."""
 
     @property
     def nbytes(self) -> int:
         """Bytes that the tensors hold."""
-        return self.spatial.nbytes + self.pointer.nbytes
+        return self.spatial.nbytes + self.pointer.nbytes + self.foreground.nbytes
 
 
 class MemoryStore(Protocol):
@@ -48,7 +51,7 @@ class MemoryStore(Protocol):
 
 
 class BoundedCache(Generic[Value]):
-    """Least-recently-used cache bounded in bytes.
+    """Least-recently-used cache bounded in bytes; safe to use from several threads.
 
     Args:
         capacity: bytes that the values may hold together; a value larger than that is not kept.
@@ -60,31 +63,35 @@ class BoundedCache(Generic[Value]):
         self.used = 0
         self._size = size
         self._values: OrderedDict[str, Value] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._values)
 
     def get(self, key: str) -> Value | None:
         """Return the value under ``key`` and mark it as used, or None."""
-        if key in self._values:
-            self._values.move_to_end(key)
-        return self._values.get(key)
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key)
 
     def put(self, key: str, value: Value) -> None:
         """Keep ``value`` and drop what was used longest ago until everything fits."""
-        if key in self._values:
-            self.used -= self._size(self._values.pop(key))
-        if self._size(value) > self.capacity:
-            return
-        self._values[key] = value
-        self.used += self._size(value)
-        while self.used > self.capacity:
-            self.used -= self._size(self._values.popitem(last=False)[1])
+        with self._lock:
+            if key in self._values:
+                self.used -= self._size(self._values.pop(key))
+            if self._size(value) > self.capacity:
+                return
+            self._values[key] = value
+            self.used += self._size(value)
+            while self.used > self.capacity:
+                self.used -= self._size(self._values.popitem(last=False)[1])
 
     def clear(self) -> None:
         """Drop everything."""
-        self._values.clear()
-        self.used = 0
+        with self._lock:
+            self._values.clear()
+            self.used = 0
 
 
 @dataclass
@@ -129,18 +136,23 @@ class MemoryBank:
                 found[key] = memory
         return found
 
-    def add(self, key: str, spatial: Tensor, pointer: Tensor) -> Memory:
+    def add(self, key: str, spatial: Tensor, pointer: Tensor, foreground: Tensor) -> Memory:
         """Keep a freshly encoded memory.
 
         Args:
             key: from :meth:`key`.
             spatial: [M, S, S], on any device, of any float type.
             pointer: [D], likewise.
+            foreground: bool [S, S]: cells that hold a part of the object.
 
         Returns:
             The memory as it is kept.
         """
-        memory = Memory(spatial.to(torch.bfloat16).flatten(1).T.contiguous().cpu(), pointer.float().contiguous().cpu())
+        memory = Memory(
+            spatial.to(torch.bfloat16).flatten(1).T.contiguous().cpu(),
+            pointer.float().contiguous().cpu(),
+            foreground.flatten().contiguous().cpu(),
+        )
         self.counts.encoded += 1
         self._cache.put(key, memory)
         if self.store is not None:

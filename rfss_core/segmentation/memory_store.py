@@ -15,7 +15,7 @@ from rfss_core.errors import StorageFullError, StoreError
 from rfss_core.segmentation.memory import Memory
 
 _KEY = re.compile(r"[0-9a-f]{64}")
-_FORMAT = 1
+_FORMAT = 2
 
 
 class ZarrMemoryStore:
@@ -43,13 +43,15 @@ class ZarrMemoryStore:
             expected = array.attrs["sha256"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        split = tokens * width * 2
+        lengths = [tokens * width * 2, pointer * 4, tokens]
         # The digest also unmasks a chunk that was never written: Zarr reads it as zeros.
-        if len(data) != split + pointer * 4 or digest_bytes(data.tobytes()) != expected:
+        if len(data) != sum(lengths) or digest_bytes(data.tobytes()) != expected:
             return None
+        first, second, third = torch.split(torch.from_numpy(data), lengths)
         return Memory(
-            torch.from_numpy(data[:split].copy()).view(torch.bfloat16).reshape(tokens, width),
-            torch.from_numpy(data[split:].copy()).view(torch.float32),
+            first.clone().view(torch.bfloat16).reshape(tokens, width),
+            second.clone().view(torch.float32),
+            third.clone().view(torch.bool),
         )
 
     def put(self, key: str, memory: Memory) -> None:
@@ -59,12 +61,8 @@ class ZarrMemoryStore:
             StorageFullError: no space is left.
             StoreError: it cannot be written for another reason.
         """
-        data = np.concatenate(
-            [
-                memory.spatial.contiguous().view(torch.uint8).flatten().numpy(),
-                memory.pointer.contiguous().view(torch.uint8).flatten().numpy(),
-            ]
-        )
+        parts = (memory.spatial, memory.pointer, memory.foreground)
+        data = np.concatenate([part.contiguous().view(torch.uint8).flatten().numpy() for part in parts])
         attributes: dict[str, Any] = {
             "format": _FORMAT,
             "sha256": digest_bytes(data.tobytes()),

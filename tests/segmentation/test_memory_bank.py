@@ -43,7 +43,7 @@ def test_a_store_serves_a_second_bank() -> None:
     shelf = Shelf()
     first = MemoryBank("id", 2**20, shelf)
     key = first.key("image", "mask")
-    kept = first.add(key, torch.randn(64, 4, 4), torch.randn(128))
+    kept = first.add(key, torch.randn(64, 4, 4), torch.randn(128), torch.ones(4, 4, dtype=torch.bool))
     assert kept.spatial.shape == (16, 64)
     assert kept.spatial.dtype == torch.bfloat16
     second = MemoryBank("id", 2**20, shelf)

@@ -22,7 +22,10 @@ KEY = "0123456789abcdef" * 4
 
 def make(seed: int = 0) -> Memory:
     generator = torch.Generator().manual_seed(seed)
-    return Memory(torch.randn(16, 64, generator=generator).bfloat16(), torch.randn(128, generator=generator))
+    foreground = torch.rand(16, generator=generator) < 0.5
+    return Memory(
+        torch.randn(16, 64, generator=generator).bfloat16(), torch.randn(128, generator=generator), foreground
+    )
 
 
 def test_a_memory_comes_back_bit_for_bit(tmp_path: Path) -> None:
@@ -32,11 +35,12 @@ def test_a_memory_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert again is not None
     assert torch.equal(again.spatial, memory.spatial)
     assert torch.equal(again.pointer, memory.pointer)
+    assert torch.equal(again.foreground, memory.foreground)
 
 
 def test_a_memory_of_zeros_is_a_memory(tmp_path: Path) -> None:
     store = ZarrMemoryStore(str(tmp_path))
-    store.put(KEY, Memory(torch.zeros(4, 64).bfloat16(), torch.zeros(8)))
+    store.put(KEY, Memory(torch.zeros(4, 64).bfloat16(), torch.zeros(8), torch.zeros(4, dtype=torch.bool)))
     again = store.get(KEY)
     assert again is not None
     assert not again.spatial.any()

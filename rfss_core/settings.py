@@ -146,15 +146,15 @@ class SegmentationSettings(_Model):
         description="How classes share pixels. logits: the highest logit above 0. softmax: soft aggregation. "
         "exclusive: the official predictor's non-overlap rule.",
     )
-    background_pool: int = Field(
+    background_stride: int = Field(
         1,
         ge=1,
         le=256,
-        description="Side of the blocks, in memory cells of 16 x 16 network pixels, over which a support's background "
-        "is averaged before attention: faster, not exact. 1: memories stay whole.",
+        description="Side of the blocks, in memory cells of 16 x 16 network pixels, of a support's background of which "
+        "one cell stands for all in attention: faster, not exact. 1: memories stay whole.",
     )
     background_border: int = Field(
-        1, ge=0, le=256, description="Cells around a support's foreground that background_pool leaves whole."
+        2, ge=0, le=256, description="Cells around a support's foreground that background_stride leaves whole."
     )
     batch_size: int = Field(16, ge=1, le=1024, description="Queries in one forward pass, if they fit into memory.")
     host_cache_mb: int = Field(1024, ge=0, description="Memories kept in main memory, MiB.")

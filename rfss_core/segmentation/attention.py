@@ -7,8 +7,6 @@ it, and the first self-attention, which knows neither class nor support, once fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -19,36 +17,35 @@ from rfss_core.segmentation.reduction import ReducedMemories
 
 
 class Rotary:
-    """Axial rotary position code (``compute_axial_cis`` of the official code) of points on the S x S grid.
+    """Axial rotary position code of an S x S grid (``compute_axial_cis`` of the official code).
 
     Args:
-        places: float32 [n, 2], row and column in cells; they may lie between cells.
+        grid: S.
         head_dim: width of one attention head.
         theta: base of the frequencies.
+        device: where the tables live.
     """
 
-    def __init__(self, places: Tensor, head_dim: int, theta: float) -> None:
+    def __init__(self, grid: int, head_dim: int, theta: float, device: torch.device) -> None:
         quarter = head_dim // 4
-        steps = torch.arange(0, head_dim, 4, device=places.device)[:quarter].float()
-        frequencies = theta ** -(steps / head_dim)
-        angles = torch.cat([torch.outer(places[:, 1], frequencies), torch.outer(places[:, 0], frequencies)], dim=1)
-        self.cosine = angles.cos()
-        self.sine = angles.sin()
+        frequencies = theta ** -(torch.arange(0, head_dim, 4)[:quarter].float() / head_dim)
+        cell = torch.arange(grid * grid)
+        angles = torch.cat(
+            [torch.outer((cell % grid).float(), frequencies), torch.outer((cell // grid).float(), frequencies)], dim=1
+        )
+        self.cosine = angles.cos().to(device)
+        self.sine = angles.sin().to(device)
 
-    @classmethod
-    def of_grid(cls, grid: int, head_dim: int, theta: float, device: torch.device) -> Rotary:
-        """Return the code of all S * S cells, row by row."""
-        cells = torch.arange(grid * grid, device=device)
-        return cls(torch.stack([cells // grid, cells % grid], dim=1).float(), head_dim, theta)
-
-    def rotate(self, tokens: Tensor) -> Tensor:
-        """Rotate pairs of channels by their place's angles, in float32.
+    def rotate(self, tokens: Tensor, cells: Tensor | None = None) -> Tensor:
+        """Rotate pairs of channels by their cell's angles, in float32.
 
         Args:
             tokens: [..., n, head_dim].
+            cells: int64 [n], where they lie, row by row; None: all S * S cells.
         """
+        cosine, sine = (self.cosine, self.sine) if cells is None else (self.cosine[cells], self.sine[cells])
         even, odd = tokens.float().reshape(*tokens.shape[:-1], -1, 2).unbind(-1)
-        turned = torch.stack((even * self.cosine - odd * self.sine, even * self.sine + odd * self.cosine), dim=-1)
+        turned = torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1)
         return turned.flatten(-2).to(tokens.dtype)
 
 
@@ -66,17 +63,6 @@ def sine_code(positions: Tensor, dim: int) -> Tensor:
     index = torch.arange(half, dtype=torch.float32, device=positions.device)
     angles = positions[:, None] / 10000 ** (2 * (index // 2) / half)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-@dataclass(frozen=True)
-class _Reach:
-    """Which memories P pairs attend to, for all layers."""
-
-    supports: Tensor
-    rotary: Rotary
-    """Of the memories' tokens."""
-    groups: list[Group] | None
-    """None: whole memories, copied pair by pair."""
 
 
 class MemoryAttention:
@@ -97,10 +83,9 @@ class MemoryAttention:
         self.dtype = dtype
         self.heads = traits.heads
         self.tactics = Tactics.of(device)
-        self._head_dim = weights.layers[0].self_attention.query.out_features // traits.heads
-        self.rotary = Rotary.of_grid(traits.grid, self._head_dim, traits.rope_theta, device)
-        self._temporal_position = weights.temporal_position.float()
-        self._memory_position = weights.memory_position.to(device) + self._temporal_position
+        head_dim = weights.layers[0].self_attention.query.out_features // traits.heads
+        self.rotary = Rotary(traits.grid, head_dim, traits.rope_theta, device)
+        self._memory_position = weights.memory_position.to(device) + weights.temporal_position.float()
         self._image_position = weights.image_position.to(device, dtype)
 
     @torch.inference_mode()
@@ -118,7 +103,7 @@ class MemoryAttention:
 
     @torch.inference_mode()
     def project(self, layer: int, memories: Tensor | ReducedMemories) -> tuple[Tensor, Tensor]:
-        """Project spatial memories to keys (not yet rotated) and values of one layer.
+        """Project spatial memories to keys (rotated) and values of one layer.
 
         Args:
             layer: which layer.
@@ -129,11 +114,12 @@ class MemoryAttention:
         """
         attention = self.weights.layers[layer].cross_attention
         if isinstance(memories, ReducedMemories):
-            tokens, position = memories.tokens, memories.place + self._temporal_position
+            tokens, cells, position = memories.tokens, memories.cells, self._memory_position[memories.cells]
         else:
-            tokens, position = memories, self._memory_position
+            tokens, cells, position = memories, None, self._memory_position
         keys = self._split(attention.key((tokens.float() + position).to(self.dtype)))
-        return keys, self._split(attention.value(tokens.to(self.dtype)))
+        values = self._split(attention.value(tokens.to(self.dtype)))
+        return self.rotary.rotate(keys, cells), values
 
     @torch.inference_mode()
     def pointer_tokens(self, pointers: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,27 +160,26 @@ class MemoryAttention:
         """
         tokens = started
         extra = None if pointers is None else self.pointer_tokens(pointers.to(self.dtype))
-        reach = self._reach(memories, supports)
+        groups = self._group(memories, supports)
         for index, layer in enumerate(self.weights.layers):
             if index > 0:
                 tokens = self._self_attention(layer, tokens)
             # One layer's keys and values at a time: all of them together would be the peak of memory.
             keys, values = self.project(index, memories)
             more = None if extra is None else self._project_pointers(layer.cross_attention, *extra)
-            tokens = self._cross_attention(layer, tokens, reach.rotary.rotate(keys), values, reach, more)
+            tokens = self._cross_attention(layer, tokens, keys, values, supports, groups, more)
             tokens = tokens + layer.linear2(layer.activation(layer.linear1(layer.norm3(tokens))))
         grid = self.traits.grid
         normed: Tensor = self.weights.norm(tokens)
         return normed.transpose(1, 2).reshape(len(normed), -1, grid, grid)
 
-    def _reach(self, memories: Tensor | ReducedMemories, supports: Tensor) -> _Reach:
+    def _group(self, memories: Tensor | ReducedMemories, supports: Tensor) -> list[Group]:
+        """Say which pairs attend together; empty: whole memories, copied pair by pair."""
         if isinstance(memories, ReducedMemories):
-            rotary = Rotary(memories.centre, self._head_dim, self.traits.rope_theta)
-            return _Reach(supports, rotary, group_reduced(memories, supports, self.dtype, self.tactics.spread))
-        groups = None
+            return group_reduced(memories, supports, self.dtype, self.tactics.spread)
         if self.tactics.gather_whole:
-            groups = group_whole(supports, memories.shape[1], memories.device)
-        return _Reach(supports, self.rotary, groups)
+            return group_whole(supports, memories.shape[1], memories.device)
+        return []
 
     def _split(self, tokens: Tensor) -> Tensor:
         return tokens.reshape(*tokens.shape[:-1], self.heads, -1).transpose(-3, -2)
@@ -220,20 +205,21 @@ class MemoryAttention:
         tokens: Tensor,
         keys: Tensor,
         values: Tensor,
-        reach: _Reach,
+        supports: Tensor,
+        groups: list[Group],
         more: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         weights = layer.cross_attention
         query = self.rotary.rotate(self._split(weights.query(layer.norm2(tokens))))
-        if reach.groups is None:
-            more_keys, more_values = (None, None) if more is None else more
-            attended = scaled_dot_product_attention(
-                query, self._gather(keys, reach.supports, more_keys), self._gather(values, reach.supports, more_values)
-            )
-        else:
+        if groups:
             if keys.ndim == 4:
                 keys, values = (projected.transpose(0, 1).flatten(1, 2) for projected in (keys, values))
-            attended = attend_in_groups(query, keys, values, more, reach.groups)
+            attended = attend_in_groups(query, keys, values, more, groups)
+        else:
+            more_keys, more_values = (None, None) if more is None else more
+            gathered_keys = self._gather(keys, supports, more_keys)
+            gathered_values = self._gather(values, supports, more_values)
+            attended = scaled_dot_product_attention(query, gathered_keys, gathered_values)
         projected: Tensor = weights.out(self._merge(attended))
         return tokens + projected
 

@@ -78,15 +78,14 @@ class MemorySegmenter:
         self.trained = trained
         self.encoder = SupportEncoder(adapter, bank, mode)
         self.attention = MemoryAttention(adapter.memory_attention, adapter.traits, adapter.device, adapter.dtype)
-        reducer = None
-        if settings.background_pool > 1:
-            place = adapter.memory_attention.memory_position.cpu()
-            reducer = MemoryReducer(place, settings.background_pool, settings.background_border)
+        stride, border = settings.background_stride, settings.background_border
+        reducer = MemoryReducer(stride, border) if stride > 1 else None
         self.device_cache = DeviceCache(adapter.device, settings.device_cache_mb * 2**20, reducer)
 
     @property
     def digest(self) -> str:
         """sha256 of weights, mode, arithmetic and the settings that decide labels."""
+        reducer = self.device_cache.reducer
         return digest_json(
             {
                 "segmenter": "sam2-memory",
@@ -96,14 +95,9 @@ class MemorySegmenter:
                 "merging": self.settings.merging,
                 "class_supports": self.settings.class_supports,
                 "absent_share": self.settings.absent_share if self.settings.class_supports else None,
-                "reduction": self._reduction,
+                "reduction": None if reducer is None else [reducer.stride, reducer.border],
             }
         )
-
-    @property
-    def _reduction(self) -> list[int] | None:
-        pool = self.settings.background_pool
-        return [pool, self.settings.background_border] if pool > 1 else None
 
     @torch.inference_mode()
     def segment(

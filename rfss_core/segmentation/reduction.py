@@ -1,13 +1,14 @@
-"""Token reduction of memories: a support's background is pooled, its foreground and its border stay whole.
+"""Token reduction of memories: a support's foreground and its border stay whole, its background is sampled.
 
 Cross-attention over memories is what k supports and several classes cost. Most of a medical slice lies far from the
-structure: its tokens all say "not here". They are averaged over blocks, and the logarithm of how many an average stands
-for joins the attention logits, so that a block weighs as much in the softmax as its cells did ("proportional attention"
-of Bolya et al., "Token Merging: Your ViT But Faster", arXiv:2210.09461). An average lies where its cells lie: it
-carries the mean of their sine codes and the rotary code of their centre, which may fall between cells.
+structure: its tokens all say "not here". Of every block of background cells the one nearest to the block's centre
+stands for all of them, and the logarithm of their number joins its attention logits, so that it weighs in the softmax
+as much as they did ("proportional attention" of Bolya et al., "Token Merging: Your ViT But Faster", arXiv:2210.09461).
+Unlike there, cells are not averaged: the exponential of a mean is less than the mean of exponentials, so a mean key
+weighs too little and structures grow (docs/segmentation.md has the comparison); one cell in place of its block has no
+such bias.
 
-Memories in the bank stay whole; what is computed here follows from a memory alone, always on the host, so it is the
-same for every device and in every process.
+Memories in the bank stay whole; what is left out here follows from a memory's foreground and the settings alone.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from scipy.ndimage import binary_dilation
 from torch import Tensor
-from torch.nn.functional import max_pool2d, pad
 
 from rfss_core.segmentation.batching import send
 from rfss_core.segmentation.memory import Memory
@@ -25,16 +28,14 @@ from rfss_core.segmentation.memory import Memory
 
 @dataclass(frozen=True)
 class ReducedMemory:
-    """The spatial memory of one support slice and class in fewer tokens; float32, n tokens."""
+    """The spatial memory of one support slice and class in n of its tokens."""
 
     tokens: Tensor
-    """[n, M]: cells that stay whole, in their order, then the blocks' averages."""
-    place: Tensor
-    """[n, M]: sine codes, averaged alike."""
-    centre: Tensor
-    """[n, 2]: row and column in cells; fractional for blocks."""
+    """bfloat16 [n, M]."""
+    cells: Tensor
+    """int64 [n]: where on the S x S grid, row by row."""
     log_count: Tensor
-    """[n]: logarithm of the number of cells that a token stands for."""
+    """float32 [n]: logarithm of the number of cells that a token stands for."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -42,15 +43,11 @@ class ReducedMemory:
     @property
     def nbytes(self) -> int:
         """Bytes that the tensors hold."""
-        return sum(part.nbytes for part in self.parts())
-
-    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the four tensors."""
-        return self.tokens, self.place, self.centre, self.log_count
+        return self.tokens.nbytes + self.cells.nbytes + self.log_count.nbytes
 
     def to(self, device: torch.device) -> ReducedMemory:
         """Return a copy on a device."""
-        return ReducedMemory(*(send(part, device) for part in self.parts()))
+        return ReducedMemory(send(self.tokens, device), send(self.cells, device), send(self.log_count, device))
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,7 @@ class ReducedMemories:
     """U reduced memories one after another: the fields of :class:`ReducedMemory`, joined."""
 
     tokens: Tensor
-    place: Tensor
-    centre: Tensor
+    cells: Tensor
     log_count: Tensor
     lengths: tuple[int, ...]
     """Tokens of each of the U memories."""
@@ -67,57 +63,57 @@ class ReducedMemories:
     @classmethod
     def join(cls, memories: Sequence[ReducedMemory]) -> ReducedMemories:
         """Put memories of one device one after another."""
-        tokens, place, centre, count = (
-            torch.cat(column) for column in zip(*(memory.parts() for memory in memories), strict=True)
+        return cls(
+            torch.cat([memory.tokens for memory in memories]),
+            torch.cat([memory.cells for memory in memories]),
+            torch.cat([memory.log_count for memory in memories]),
+            tuple(len(memory) for memory in memories),
         )
-        return cls(tokens, place, centre, count, tuple(len(memory) for memory in memories))
 
 
+@dataclass(frozen=True)
 class MemoryReducer:
-    """Pools the background of memories.
+    """Samples the background of memories."""
 
-    Args:
-        place: float32 [S * S, M], sine code of a memory's cells, on the host.
-        pool: side of a block, cells; blocks at the right and lower edge may be smaller. From S on, one token stands for
-            the whole background.
-        border: cells around the foreground (in all eight directions) that stay whole.
-    """
-
-    def __init__(self, place: Tensor, pool: int, border: int) -> None:
-        self.pool = pool
-        self.border = border
-        self._place = place.float()
-        self._grid = round(len(place) ** 0.5)
-        cells = torch.arange(len(place))
-        self._cells = torch.stack([cells // self._grid, cells % self._grid], dim=1).float()
+    stride: int
+    """Side of a block, cells; blocks at the right and lower edge may be smaller. From S on, one token stands for the
+    whole background."""
+    border: int
+    """Cells around the foreground (in all eight directions) that stay whole."""
 
     def reduce(self, memory: Memory) -> ReducedMemory:
-        """Return a memory in fewer tokens.
+        """Return a memory in fewer tokens, on the host."""
+        grid = round(len(memory.foreground) ** 0.5)
+        cells, counts = choose_cells(memory.foreground.reshape(grid, grid).numpy(), self.stride, self.border)
+        index = torch.from_numpy(cells)
+        return ReducedMemory(memory.spatial[index], index, torch.from_numpy(counts).log())
 
-        Args:
-            memory: whole, of the grid that ``place`` describes.
-        """
-        whole = self._find_whole(memory.foreground)
-        # One table of all that is averaged, its last column the count.
-        table = torch.cat([memory.spatial.float(), self._place, self._cells, torch.ones(len(whole), 1)], dim=1)
-        blocks = self._sum_blocks(table * ~whole[:, None])
-        blocks = blocks[blocks[:, -1] > 0]
-        counts = blocks[:, -1:]
-        table = torch.cat([table[whole], torch.cat([blocks[:, :-1] / counts, counts], dim=1)])
-        width = memory.spatial.shape[1]
-        tokens, place, centre, count = torch.split(table, [width, width, 2, 1], dim=1)
-        return ReducedMemory(
-            tokens.contiguous(), place.contiguous(), centre.contiguous(), count.squeeze(1).log().contiguous()
-        )
 
-    def _find_whole(self, foreground: Tensor) -> Tensor:
-        cells = foreground.reshape(1, 1, self._grid, self._grid).float()
-        spread = max_pool2d(cells, 2 * self.border + 1, stride=1, padding=self.border)
-        return spread.flatten() > 0
+def choose_cells(
+    foreground: npt.NDArray[np.bool_], stride: int, border: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Choose the cells of a grid that stay.
 
-    def _sum_blocks(self, table: Tensor) -> Tensor:
-        """[S * S, c] -> [blocks, c]."""
-        side, missing = self._grid, -self._grid % self.pool
-        columns = pad(table.reshape(side, side, -1), (0, 0, 0, missing, 0, missing))
-        count = (side + missing) // self.pool
-        return columns.reshape(count, self.pool, count, self.pool, -1).sum(dim=(1, 3)).flatten(0, 1)
+    Args:
+        foreground: bool [S, S].
+        stride: side of a block of background.
+        border: cells around the foreground that stay whole.
+
+    Returns:
+        The cells, row by row, and how many each stands for.
+    """
+    whole = foreground
+    if border > 0 and foreground.any():
+        whole = binary_dilation(foreground, np.ones((2 * border + 1, 2 * border + 1), bool))
+    rows, columns = np.nonzero(~whole)
+    block = (rows // stride) * foreground.shape[1] + columns // stride
+    _, member, counts = np.unique(block, return_inverse=True, return_counts=True)
+    centre = [np.bincount(member, axis, len(counts)) / counts for axis in (rows, columns)]
+    distance = (rows - centre[0][member]) ** 2 + (columns - centre[1][member]) ** 2
+    # Of cells equally near the first; lexsort's last key counts most.
+    order = np.lexsort((distance, member))
+    chosen = order[np.searchsorted(member[order], np.arange(len(counts)))]
+    cells = np.concatenate([np.flatnonzero(whole), rows[chosen] * foreground.shape[1] + columns[chosen]])
+    weights = np.concatenate([np.ones(len(cells) - len(counts)), counts])
+    sorting = np.argsort(cells)
+    return cells[sorting].astype(np.int64), weights[sorting].astype(np.float32)

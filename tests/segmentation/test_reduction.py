@@ -15,7 +15,7 @@ from rfss_core.segmentation import load_segmenter
 from rfss_core.segmentation.device_cache import DeviceCache
 from rfss_core.segmentation.grouping import Tactics, attend_in_groups, group_reduced, group_whole
 from rfss_core.segmentation.memory import Memory
-from rfss_core.segmentation.reduction import MemoryReducer, ReducedMemories, ReducedMemory
+from rfss_core.segmentation.reduction import MemoryReducer, ReducedMemories, ReducedMemory, choose_cells
 from rfss_core.settings import SegmentationSettings
 
 CPU = torch.device("cpu")
@@ -31,11 +31,7 @@ def make_memory(grid: int, seed: int, share: float = 0.1) -> Memory:
     )
 
 
-def make_reducer(grid: int, pool: int, border: int) -> MemoryReducer:
-    return MemoryReducer(torch.randn(grid * grid, 8, generator=torch.Generator().manual_seed(99)), pool, border)
-
-
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=80)
 @given(
     strategies.integers(1, 13),
     strategies.integers(1, 20),
@@ -43,38 +39,44 @@ def make_reducer(grid: int, pool: int, border: int) -> MemoryReducer:
     strategies.sampled_from([0.0, 0.02, 0.3, 1.0]),
     strategies.integers(0, 99),
 )
-def test_every_cell_is_in_exactly_one_token(grid: int, pool: int, border: int, share: float, seed: int) -> None:
-    memory, reducer = make_memory(grid, seed, share), make_reducer(grid, pool, border)
-    reduced = reducer.reduce(memory)
-    count = reduced.log_count.exp()[:, None]
-    place = reducer._place
-    cells = torch.stack([torch.arange(grid * grid) // grid, torch.arange(grid * grid) % grid], 1).double()
-    assert count.sum().item() == pytest.approx(grid * grid, abs=1e-2)
-    for whole, own in ((memory.spatial, reduced.tokens), (place, reduced.place), (cells, reduced.centre)):
-        torch.testing.assert_close((own * count).sum(0).double(), whole.double().sum(0), atol=1e-2, rtol=1e-4)
-    # A token stands for no more than a block, and blocks are not larger than asked for.
-    assert count.max() <= pool**2 + 1e-3
-    blocks = -(-grid // pool)
-    assert len(reduced) <= grid * grid
-    assert (count > 1.001).sum() <= blocks**2
-
-
-@settings(deadline=None, max_examples=40)
-@given(strategies.integers(2, 12), strategies.integers(0, 3), strategies.integers(0, 99))
-def test_foreground_and_its_border_stay_as_they_are(grid: int, border: int, seed: int) -> None:
-    memory = make_memory(grid, seed, 0.05)
-    reduced = make_reducer(grid, grid, border).reduce(memory)
+def test_every_background_block_keeps_one_cell_that_stands_for_all(
+    grid: int, stride: int, border: int, share: float, seed: int
+) -> None:
+    foreground = np.random.default_rng(seed).random((grid, grid)) < share
+    cells, counts = choose_cells(foreground, stride, border)
     near = np.zeros((grid, grid), bool)
-    for row, column in zip(*np.nonzero(memory.foreground.reshape(grid, grid).numpy()), strict=True):
+    for row, column in zip(*np.nonzero(foreground), strict=True):
         near[max(0, row - border) : row + border + 1, max(0, column - border) : column + border + 1] = True
-    expected = memory.spatial[torch.from_numpy(near.flatten())].float()
-    assert torch.equal(reduced.tokens[: len(expected)], expected)
-    # The whole background is one token more.
-    assert len(reduced) == len(expected) + (0 if near.all() else 1)
+    assert (np.diff(cells) > 0).all()
+    weight = np.zeros(grid * grid)
+    weight[cells] = counts
+    weight = weight.reshape(grid, grid)
+    assert (weight[near] == 1).all()
+    for row in range(0, grid, stride):
+        for column in range(0, grid, stride):
+            block = (slice(row, row + stride), slice(column, column + stride))
+            background = ~near[block]
+            found = weight[block][background]
+            assert found.sum() == background.sum()
+            assert (found > 0).sum() == (1 if background.any() else 0)
+
+
+def test_the_cell_nearest_to_the_centre_of_its_block_is_chosen() -> None:
+    foreground = np.zeros((6, 6), bool)
+    foreground[4, 4] = True
+    cells, counts = choose_cells(foreground, 3, 0)
+    assert [divmod(int(cell), 6) for cell in cells] == [(1, 1), (1, 4), (3, 4), (4, 1), (4, 4)]
+    assert counts.tolist() == [9, 9, 8, 9, 1]
+
+
+def test_a_reduced_memory_holds_cells_of_the_whole_one() -> None:
+    memory = make_memory(8, 0)
+    reduced = MemoryReducer(4, 1).reduce(memory)
+    assert torch.equal(reduced.tokens, memory.spatial[reduced.cells])
 
 
 def test_an_empty_mask_reduces_the_most() -> None:
-    reducer = make_reducer(16, 4, 1)
+    reducer = MemoryReducer(4, 1)
     lengths = [len(reducer.reduce(make_memory(16, 0, share))) for share in (0.0, 0.02, 0.2, 1.0)]
     assert lengths[0] == 16 < lengths[1] < lengths[2] < lengths[3] == 256
 
@@ -88,8 +90,8 @@ def test_a_token_weighs_as_much_as_the_equal_tokens_it_stands_for(counts: list[i
     expected = scaled_dot_product_attention(
         query, keys.repeat_interleave(repeats, 1), values.repeat_interleave(repeats, 1)
     )
-    blank = torch.zeros(len(counts), 8)
-    memories = ReducedMemories.join([ReducedMemory(blank, blank, blank[:, :2], repeats.float().log())])
+    memory = ReducedMemory(torch.zeros(len(counts), 8), torch.arange(len(counts)), repeats.float().log())
+    memories = ReducedMemories.join([memory])
     groups = group_reduced(memories, torch.tensor([[0]]), torch.float32, 0.0)
     torch.testing.assert_close(attend_in_groups(query[None], keys, values, None, groups)[0], expected)
 
@@ -97,7 +99,7 @@ def test_a_token_weighs_as_much_as_the_equal_tokens_it_stands_for(counts: list[i
 @pytest.mark.parametrize("spread", [0.0, 1.25, 100.0])
 def test_pairs_of_different_length_attend_together_as_they_do_alone(spread: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    reducer = make_reducer(8, 4, 0)
+    reducer = MemoryReducer(4, 0)
     memories = ReducedMemories.join(
         [reducer.reduce(make_memory(8, seed, share)) for seed, share in enumerate((0.0, 0.1, 0.9))]
     )
@@ -139,18 +141,18 @@ def test_blocks_of_one_cell_change_nothing(
 ) -> None:
     support = toys.shapes(6, without_square=(2,))
     whole, blocks = (load(preset, settings, use_object_pointers=pointers) for _ in range(2))
-    blocks.device_cache.reducer = MemoryReducer(blocks.adapter.memory_attention.memory_position, 1, 0)
+    blocks.device_cache.reducer = MemoryReducer(1, 0)
     blocks.attention.tactics = tactics
     np.testing.assert_allclose(logits(whole, toys, support), logits(blocks, toys, support), atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
 def test_the_accelerators_way_gives_what_the_cpus_way_gives(
-    toys: Any, preset: Preset, settings: SegmentationSettings, dtype: str, pool: int
+    toys: Any, preset: Preset, settings: SegmentationSettings, dtype: str, stride: int
 ) -> None:
     support = toys.shapes(6, without_square=(2,))
-    cpu, accelerator = (load(preset, settings, background_pool=pool, dtype=dtype) for _ in range(2))
+    cpu, accelerator = (load(preset, settings, background_stride=stride, dtype=dtype) for _ in range(2))
     accelerator.attention.tactics = ACCELERATOR
     one, other = logits(cpu, toys, support), logits(accelerator, toys, support)
     assert np.isfinite(other).all()
@@ -163,8 +165,10 @@ def test_reduction_moves_logits_and_more_of_it_moves_them_more(
     support = toys.shapes(6, without_square=(2,))
     whole = logits(load(preset, settings), toys, support)
     moved = [
-        np.abs(logits(load(preset, settings, background_pool=pool, background_border=0), toys, support) - whole).mean()
-        for pool in (2, 4)
+        np.abs(
+            logits(load(preset, settings, background_stride=stride, background_border=0), toys, support) - whole
+        ).mean()
+        for stride in (2, 4)
     ]
     assert 0 < moved[0] < moved[1]
 
@@ -173,9 +177,9 @@ def test_reduction_belongs_to_the_digest_and_its_border_only_where_it_counts(
     preset: Preset, settings: SegmentationSettings
 ) -> None:
     base = load(preset, settings).digest
-    assert load(preset, settings, background_border=2).digest == base
-    pooled = [load(preset, settings, background_pool=2, background_border=border).digest for border in (1, 2)]
-    assert len({base, *pooled}) == 3
+    assert load(preset, settings, background_border=3).digest == base
+    reduced = [load(preset, settings, background_stride=2, background_border=border).digest for border in (1, 2)]
+    assert len({base, *reduced}) == 3
 
 
 def test_neither_threads_nor_a_cache_move_a_bit_of_reduced_results(
@@ -185,7 +189,7 @@ def test_neither_threads_nor_a_cache_move_a_bit_of_reduced_results(
     try:
         for count, capacity in ((1, 2048), (3, 2048), (2, 0)):
             torch.set_num_threads(count)
-            segmenter = load(preset, settings, background_pool=2, batch_size=2, device_cache_mb=capacity)
+            segmenter = load(preset, settings, background_stride=2, batch_size=2, device_cache_mb=capacity)
             outcomes.append(logits(segmenter, toys, support))
             outcomes.append(logits(segmenter, toys, support))
     finally:
@@ -197,7 +201,7 @@ def test_neither_threads_nor_a_cache_move_a_bit_of_reduced_results(
 @pytest.mark.parametrize("reduce", [True, False])
 def test_memories_go_to_the_device_once_and_stay_within_the_cache(reduce: bool) -> None:
     memories = {str(seed): make_memory(8, seed) for seed in range(4)}
-    reducer = make_reducer(8, 4, 0) if reduce else None
+    reducer = MemoryReducer(4, 0) if reduce else None
     sent: list[int] = []
 
     class Counting(DeviceCache):

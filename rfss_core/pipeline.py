@@ -162,6 +162,7 @@ class FewShotSegmenter:
         images: Sequence[npt.ArrayLike],
         k: int | None = None,
         patients: Sequence[str | None] | None = None,
+        volumes: Sequence[int] | None = None,
     ) -> list[Result]:
         """Segment slices in batches, sharing the memories of support slices that serve several of them.
 
@@ -169,6 +170,8 @@ class FewShotSegmenter:
             images: slices, see :meth:`segment`; shapes may differ.
             k: support slices to retrieve. Default: the settings', else the preset's.
             patients: patient of each slice, or None. Default: none are known.
+            volumes: slices of each volume, where the images are whole volumes one after another; only
+                ``segmentation.volume_memories`` looks at it.
 
         Returns:
             One result an image, in order.
@@ -177,7 +180,8 @@ class FewShotSegmenter:
             SupportError: before :meth:`fit`, or no support slice of another patient is left for one of the images.
             GeometryError: an image is not one slice.
             PixelError: NaN, infinite or unscaled pixels.
-            SettingsError: k below 1, or as many patients as images were not given.
+            SettingsError: k below 1, or as many patients as images were not given, or volumes that do not
+                add up to the images.
         """
         support, retriever = self._fitted()
         slices = [as_slice(image, f"image {i}") for i, image in enumerate(images)]
@@ -187,7 +191,7 @@ class FewShotSegmenter:
         # The content names a query, so that a random draw does not depend on its place in the list.
         names = [digest_array(image) for image in slices]
         neighbours = retriever.search(self.embedder.embed(slices), names, owners, self.k if k is None else k)
-        segmented = self.segmenter.segment(slices, neighbours, support, keep_logits=False)
+        segmented = self.segmenter.segment(slices, neighbours, support, volumes=volumes, keep_logits=False)
         return [
             Result(
                 labels=segmentation.labels,

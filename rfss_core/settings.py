@@ -141,6 +141,13 @@ class SegmentationSettings(_Model):
     absent_share: float = Field(
         0.25, ge=0, le=1, description="Share of class_supports that should lack the class (negative evidence)."
     )
+    volume_memories: int = Field(
+        0,
+        ge=0,
+        le=6,
+        description="Slices of the same volume, labelled just before, that join a slice's supports as memories (SAM "
+        "2's non-conditioning memories), up and down the volume. 0: every slice is labelled for itself.",
+    )
     merging: MergeRule = Field(
         "logits",
         description="How classes share pixels. logits: the highest logit above 0. softmax: soft aggregation. "
@@ -158,7 +165,9 @@ class SegmentationSettings(_Model):
     )
     batch_size: int = Field(16, ge=1, le=1024, description="Queries in one forward pass, if they fit into memory.")
     host_cache_mb: int = Field(1024, ge=0, description="Memories kept in main memory, MiB.")
-    device_cache_mb: int = Field(2048, ge=0, description="Memories kept on the accelerator, and reduced ones on any device, MiB.")
+    device_cache_mb: int = Field(
+        2048, ge=0, description="Memories kept on the accelerator, and reduced ones on any device, MiB."
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Arithmetic of the models.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>. auto takes CUDA where there is one.")
 

@@ -109,7 +109,9 @@ def segment_chunk(job: SegmentJob, unit: SegmentUnit) -> ChunkReport:
         clock = time.perf_counter()
         slices = [image for query in wave for image in query.slices]
         neighbours = [hit for query in wave for hit in query.neighbours]
-        found = segmenter.segment(slices, neighbours, support)
+        # A wave holds whole cases, and a case's slices are in order.
+        volumes = [len(query.slices) for query in wave]
+        found = segmenter.segment(slices, neighbours, support, volumes=volumes)
         votes = fusion.segment(slices, neighbours, support)
         offset = 0
         for query in wave:

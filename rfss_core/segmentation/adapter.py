@@ -11,6 +11,7 @@ network (256), M width of a memory (64).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,15 @@ class ImageFeatures:
         """
         return ImageFeatures(self.coarse[rows], self.middle[rows], self.fine[rows])
 
+    @classmethod
+    def join(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
+        """Return the features of several batches as one batch."""
+        return cls(
+            torch.cat([part.coarse for part in parts]),
+            torch.cat([part.middle for part in parts]),
+            torch.cat([part.fine for part in parts]),
+        )
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -77,6 +87,11 @@ class Decoded:
     """float32 [B], a logit: above 0 the object is there."""
     token: Tensor
     """[B, D]: output token of the chosen mask, from which object pointers are made."""
+
+    def row(self, position: int) -> Decoded:
+        """Return one row of the batch, as a batch of one."""
+        part = slice(position, position + 1)
+        return Decoded(self.logits[part], self.predicted_iou[part], self.object_score[part], self.token[part])
 
 
 @dataclass(frozen=True)
@@ -135,8 +150,9 @@ class MemoryAttentionWeights:
 
     layers: tuple[LayerWeights, ...]
     norm: nn.LayerNorm
-    temporal_position: Tensor
-    """[M]: what every conditioning memory's position carries (``maskmem_tpos_enc[-1]``)."""
+    temporal_positions: Tensor
+    """[T, M] (``maskmem_tpos_enc``): entry d - 1 marks the memory of the frame d frames back, the last entry every
+    conditioning memory."""
     image_position: Tensor
     """[S * S, D]: sine code of the query's features."""
     memory_position: Tensor
@@ -288,9 +304,13 @@ class Sam2Adapter(ABC):
             [B, D].
         """
         decoded = self.decode(features, features.coarse, multimask=False, dense_prompt=self.prompt_mask(mask))
-        pointer = self.project_pointer(decoded.token)
-        shown = ((decoded.object_score > 0) & present)[:, None].to(pointer.dtype)
-        return shown * pointer + (1 - shown) * self.no_object_pointer
+        return self.choose_pointer(decoded.token, (decoded.object_score > 0) & present)
+
+    def choose_pointer(self, token: Tensor, shown: Tensor) -> Tensor:
+        """Return object pointers [B, D] of output tokens [B, D]; the no-object pointer where ``shown`` [B] is False."""
+        pointer = self.project_pointer(token)
+        weight = shown[:, None].to(pointer.dtype)
+        return weight * pointer + (1 - weight) * self.no_object_pointer
 
 
 def choose_best(masks: Tensor, predicted_iou: Tensor, tokens: Tensor, object_score: Tensor) -> Decoded:

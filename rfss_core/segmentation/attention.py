@@ -7,6 +7,8 @@ it, and the first self-attention, which knows neither class nor support, once fo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -65,6 +67,20 @@ def sine_code(positions: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+@dataclass(frozen=True)
+class Recent:
+    """What P pairs remember of the frames just before their query: non-conditioning memories."""
+
+    spatial: Tensor
+    """[P, r, S * S, M]: memories of the last r frames, the oldest first."""
+    pointers: Tensor
+    """[P, e, D]: object pointers of the last e frames, the newest first."""
+    position: int
+    """Frames between the last support and the query."""
+    span: int
+    """Frames over which the pointers' distances are normalised."""
+
+
 class MemoryAttention:
     """Conditions query features on memories.
 
@@ -85,7 +101,9 @@ class MemoryAttention:
         self.tactics = Tactics.of(device)
         head_dim = weights.layers[0].self_attention.query.out_features // traits.heads
         self.rotary = Rotary(traits.grid, head_dim, traits.rope_theta, device)
-        self._memory_position = weights.memory_position.to(device) + weights.temporal_position.float()
+        self._temporal_positions = weights.temporal_positions.float()
+        self._place = weights.memory_position.to(device)
+        self._memory_position = self._place + self._temporal_positions[-1]
         self._image_position = weights.image_position.to(device, dtype)
 
     @torch.inference_mode()
@@ -122,30 +140,43 @@ class MemoryAttention:
         return self.rotary.rotate(keys, cells), values
 
     @torch.inference_mode()
-    def pointer_tokens(self, pointers: Tensor) -> tuple[Tensor, Tensor]:
+    def pointer_tokens(self, pointers: Tensor, recent: Recent | None = None) -> tuple[Tensor, Tensor]:
         """Cut object pointers into tokens and give them their temporal position.
 
-        The supports are the frames 0 to k - 1 of a video whose frame k is the query, as in the official order.
+        The supports are the frames 0 to k - 1 of a video whose frame k is the query, as in the official order; in a
+        volume, slices that were labelled before come between the two.
 
         Args:
             pointers: [P, k, D].
+            recent: of a volume's slices, whose e pointers follow.
 
         Returns:
-            tokens [P, k * D / M, M] and their positions [k * D / M, M].
+            tokens [P, (k + e) * D / M, M] and their positions [(k + e) * D / M, M].
         """
-        pairs, k, width = pointers.shape
+        k = pointers.shape[1]
+        span = min(k + 1, self.traits.max_pointers) - 1
+        frames = torch.arange(k, 0, -1, dtype=torch.float32, device=pointers.device)
+        if recent is not None:
+            span = recent.span
+            newest = torch.arange(1, recent.pointers.shape[1] + 1, dtype=torch.float32, device=pointers.device)
+            frames = torch.cat([frames + recent.position, newest])
+            pointers = torch.cat([pointers, recent.pointers.to(pointers.dtype)], dim=1)
+        pairs, count, width = pointers.shape
         parts = width // self.traits.memory_dim
-        tokens = pointers.reshape(pairs, k * parts, self.traits.memory_dim)
+        tokens = pointers.reshape(pairs, count * parts, self.traits.memory_dim)
         if not self.traits.pointer_positions:
             return tokens, torch.zeros_like(tokens[0])
-        span = min(k + 1, self.traits.max_pointers) - 1
-        distance = torch.arange(k, 0, -1, dtype=torch.float32, device=pointers.device) / span
-        code = self.weights.pointer_position(sine_code(distance, width).to(self.dtype))
+        code = self.weights.pointer_position(sine_code(frames / span, width).to(self.dtype))
         return tokens, code.repeat_interleave(parts, dim=0)
 
     @torch.inference_mode()
     def condition(
-        self, started: Tensor, memories: Tensor | ReducedMemories, supports: Tensor, pointers: Tensor | None
+        self,
+        started: Tensor,
+        memories: Tensor | ReducedMemories,
+        supports: Tensor,
+        pointers: Tensor | None,
+        recent: Recent | None = None,
     ) -> Tensor:
         """Run the rest of the memory attention for P pairs of a query and a class.
 
@@ -153,20 +184,21 @@ class MemoryAttention:
             started: [P, S * S, D] from :meth:`start`, one row a pair.
             memories: the U distinct spatial memories: [U, S * S, M], or reduced.
             supports: int64 [P, k] on the host: which of the U memories each pair attends to, in the order of the video.
-            pointers: [P, k, D] object pointers, or None to leave them out.
+            pointers: [P, k, D] object pointers, or None to leave them out (those of ``recent`` too).
+            recent: memories of the volume's slices just before, or None.
 
         Returns:
             [P, D, S, S] conditioned features.
         """
         tokens = started
-        extra = None if pointers is None else self.pointer_tokens(pointers.to(self.dtype))
+        extra = None if pointers is None else self.pointer_tokens(pointers.to(self.dtype), recent)
         groups = self._group(memories, supports)
         for index, layer in enumerate(self.weights.layers):
             if index > 0:
                 tokens = self._self_attention(layer, tokens)
             # One layer's keys and values at a time: all of them together would be the peak of memory.
             keys, values = self.project(index, memories)
-            more = None if extra is None else self._project_pointers(layer.cross_attention, *extra)
+            more = self._project_own(layer.cross_attention, extra, recent)
             tokens = self._cross_attention(layer, tokens, keys, values, supports, groups, more)
             tokens = tokens + layer.linear2(layer.activation(layer.linear1(layer.norm3(tokens))))
         grid = self.traits.grid
@@ -223,8 +255,22 @@ class MemoryAttention:
         projected: Tensor = weights.out(self._merge(attended))
         return tokens + projected
 
-    def _project_pointers(self, weights: AttentionWeights, tokens: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        return self._split(weights.key(tokens + position)), self._split(weights.value(tokens))
+    def _project_own(
+        self, weights: AttentionWeights, pointers: tuple[Tensor, Tensor] | None, recent: Recent | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Keys and values that each pair has for itself: of the slices just before, then of all pointers."""
+        keys, values = [], []
+        if recent is not None and (count := recent.spatial.shape[1]):
+            position = self._place + self._temporal_positions[:count].flip(0)[:, None]
+            own = self._split(weights.key((recent.spatial.float() + position).to(self.dtype)))
+            # [P, r, heads, S * S, d] -> [P, heads, r * S * S, d]
+            keys.append(self.rotary.rotate(own).transpose(1, 2).flatten(2, 3))
+            values.append(self._split(weights.value(recent.spatial.to(self.dtype))).transpose(1, 2).flatten(2, 3))
+        if pointers is not None:
+            tokens, place = pointers
+            keys.append(self._split(weights.key(tokens + place)))
+            values.append(self._split(weights.value(tokens)))
+        return (torch.cat(keys, dim=2), torch.cat(values, dim=2)) if keys else None
 
     @staticmethod
     def _gather(projected: Tensor, supports: Tensor, more: Tensor | None) -> Tensor:

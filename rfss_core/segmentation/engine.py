@@ -27,16 +27,20 @@ from rfss_core.segmentation.memory import Memory, MemoryBank
 from rfss_core.segmentation.merging import gate, merge
 from rfss_core.segmentation.preprocess import prepare_image, to_native
 from rfss_core.segmentation.reduction import MemoryReducer
-from rfss_core.segmentation.segmenter import Neighbours, Segmentation, Slice, Supports, check_request
-from rfss_core.segmentation.selection import choose_supports
+from rfss_core.segmentation.segmenter import (
+    Neighbours,
+    Segmentation,
+    Slice,
+    Supports,
+    check_request,
+    split_volumes,
+)
+from rfss_core.segmentation.selection import Choice, choose_supports
+from rfss_core.segmentation.volume import Request, VolumeTracker
 from rfss_core.settings import SegmentationSettings, SupportMaskMode
 
 # Query tokens in one batch on a CPU.
 _CPU_TOKENS = 1024
-
-
-Choice = list[list[int]]
-"""For each class, the positions of a query's supports."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class MemorySegmenter:
         stride, border = settings.background_stride, settings.background_border
         reducer = MemoryReducer(stride, border) if stride > 1 else None
         self.device_cache = DeviceCache(adapter.device, settings.device_cache_mb * 2**20, reducer)
+        self.tracker = VolumeTracker(adapter, self.attention, self.encoder, self.device_cache, settings)
 
     @property
     def digest(self) -> str:
@@ -96,6 +101,7 @@ class MemorySegmenter:
                 "class_supports": self.settings.class_supports,
                 "absent_share": self.settings.absent_share if self.settings.class_supports else None,
                 "reduction": None if reducer is None else [reducer.stride, reducer.border],
+                "volume_memories": self.settings.volume_memories,
             }
         )
 
@@ -107,19 +113,34 @@ class MemorySegmenter:
         support: Supports,
         *,
         classes: Sequence[int] | None = None,
+        volumes: Sequence[int] | None = None,
         keep_logits: bool = True,
     ) -> list[Segmentation]:
         """Label slices; see :meth:`rfss_core.segmentation.segmenter.Segmenter.segment`."""
         values = check_request(queries, neighbours, support, classes)
-        lanes = self.encoder.lanes
+        runs = split_volumes(len(queries), volumes)
+        if not queries:
+            return []
         choices = self.choose(neighbours, support, values)
-        rows = range(len(queries))
+        most = max(len(own) for choice in choices for own in choice) + self.settings.volume_memories
+        request = Request(queries, choices, support, values, self._limit(most, len(values)))
+        # A volume of one slice has no neighbours: it goes the way of every slice that stands alone.
+        whole = [run for run in runs if len(run) > 1 and self.settings.volume_memories > 0]
+        tracked = {row for run in whole for row in run}
+        alone = [row for row in range(len(queries)) if row not in tracked]
+        results = self._label_alone(request, alone, keep_logits=keep_logits)
+        if whole:
+            results.update(self._label_volumes(request, whole, keep_logits=keep_logits))
+        return [results[row] for row in range(len(queries))]
+
+    def _label_alone(self, request: Request, rows: Sequence[int], *, keep_logits: bool) -> dict[int, Segmentation]:
+        lanes, queries, choices, values = self.encoder.lanes, request.queries, request.choices, request.values
         pieces = [rows[start : start + self._piece] for start in range(0, len(rows), self._piece)]
-        results: list[Segmentation] = []
+        results: dict[int, Segmentation] = {}
         for start in range(0, len(pieces), lanes.count):
             window = pieces[start : start + lanes.count]
             wanted = {index for piece in window for row in piece for own in choices[row] for index in own}
-            memories = self.encoder.memories(support, sorted(wanted), values)
+            memories = self.encoder.memories(request.support, sorted(wanted), values)
 
             def label(batch: Sequence[int], memories: Memories = memories) -> list[Segmentation]:
                 decoded = self._decode(
@@ -130,10 +151,22 @@ class MemorySegmenter:
                     for row, planes in zip(batch, decoded, strict=True)
                 ]
 
-            limit = self._limit(max(len(own) for row in choices for own in row), len(values))
-            for labelled in lanes.map(partial(run_in_batches, limit=limit, run=label), window):
-                results.extend(labelled)
+            labelled = lanes.map(partial(run_in_batches, limit=request.limit, run=label), window)
+            for piece, segmentations in zip(window, labelled, strict=True):
+                results.update(zip(piece, segmentations, strict=True))
         return results
+
+    def _label_volumes(
+        self, request: Request, volumes: Sequence[Sequence[int]], *, keep_logits: bool
+    ) -> dict[int, Segmentation]:
+        decoded = self.tracker.segment(request, volumes)
+
+        def finish(row: int) -> Segmentation:
+            shape = request.queries[row].shape[:2]
+            return self._finish(shape, decoded[row], request.values, keep_logits=keep_logits)
+
+        rows = list(decoded)
+        return dict(zip(rows, self.encoder.lanes.map(finish, rows), strict=True))
 
     def choose(self, neighbours: Sequence[Neighbours], support: Supports, values: Sequence[int]) -> list[Choice]:
         """Return, for each query and each class, the positions of the supports to attend to, in order.
@@ -167,7 +200,7 @@ class MemorySegmenter:
         return max(1, min(self.settings.batch_size, free_bytes(self.adapter.device) // (2 * needed)))
 
     def _decode(
-        self, queries: Sequence[Slice], choices: Sequence[Choice], memories: Memories, values: list[int]
+        self, queries: Sequence[Slice], choices: Sequence[Choice], memories: Memories, values: Sequence[int]
     ) -> list[list[Decoded]]:
         size = self.adapter.traits.image_size
         pixels = torch.stack([prepare_image(query, size) for query in queries])
@@ -179,7 +212,7 @@ class MemorySegmenter:
             conditioned = self._attend(started[rows], pairs, memories.by_key)
             outputs = self.adapter.decode(features.take(rows), conditioned, multimask=self.adapter.traits.multimask)
             for position, pair in enumerate(pairs):
-                decoded[pair.row][pair.plane] = _row(outputs, position)
+                decoded[pair.row][pair.plane] = outputs.row(position)
         return [[plane for plane in planes if plane is not None] for planes in decoded]
 
     def _attend(self, started: Tensor, pairs: Sequence[_Pair], memories: dict[str, Memory]) -> Tensor:
@@ -188,7 +221,7 @@ class MemorySegmenter:
         return self.attention.condition(started, batch.spatial, batch.supports, pointers)
 
     def _finish(
-        self, shape: tuple[int, ...], planes: Sequence[Decoded], values: list[int], *, keep_logits: bool
+        self, shape: tuple[int, ...], planes: Sequence[Decoded], values: Sequence[int], *, keep_logits: bool
     ) -> Segmentation:
         scores = torch.cat([plane.object_score for plane in planes])
         low = torch.cat([plane.logits for plane in planes])
@@ -205,7 +238,7 @@ class MemorySegmenter:
 
 
 def _pairs_by_length(
-    choices: Sequence[Choice], addresses: dict[tuple[int, int], str], values: list[int]
+    choices: Sequence[Choice], addresses: dict[tuple[int, int], str], values: Sequence[int]
 ) -> list[list[_Pair]]:
     """Return all pairs of the batch, those with the same number of supports together."""
     groups: dict[int, list[_Pair]] = defaultdict(list)
@@ -214,8 +247,3 @@ def _pairs_by_length(
             keys = tuple(addresses[index, value] for index in choice[plane])
             groups[len(keys)].append(_Pair(row, plane, keys))
     return list(groups.values())
-
-
-def _row(decoded: Decoded, position: int) -> Decoded:
-    part = slice(position, position + 1)
-    return Decoded(decoded.logits[part], decoded.predicted_iou[part], decoded.object_score[part], decoded.token[part])

@@ -21,6 +21,7 @@ from rfss_core.segmentation.segmenter import (
     Supports,
     check_request,
     read_support,
+    split_volumes,
 )
 
 
@@ -47,10 +48,12 @@ class LabelFusionSegmenter:
         support: Supports,
         *,
         classes: Sequence[int] | None = None,
+        volumes: Sequence[int] | None = None,
         keep_logits: bool = True,
     ) -> list[Segmentation]:
-        """Label slices by vote; see :meth:`rfss_core.segmentation.segmenter.Segmenter.segment`."""
+        """Label slices by vote, each for itself; see :meth:`rfss_core.segmentation.segmenter.Segmenter.segment`."""
         values = check_request(queries, neighbours, support, classes)
+        split_volumes(len(queries), volumes)
         needed = sorted({int(index) for found in neighbours for index in found.indices})
         masks = {index: read_support(support, index)[1] for index in needed}
         return [

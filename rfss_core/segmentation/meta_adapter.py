@@ -87,7 +87,7 @@ class MetaAdapter(Sam2Adapter):
                 LayerWeights.of(layer, torch.nn.ReLU(), norm="norm", out="out_proj") for layer in attention.layers
             ),
             norm=attention.norm,
-            temporal_position=network.maskmem_tpos_enc[-1].reshape(-1),
+            temporal_positions=network.maskmem_tpos_enc.flatten(1),
             image_position=self._sine(network.image_encoder.neck.position_encoding),
             memory_position=self._sine(network.memory_encoder.position_encoding),
             pointer_position=network.obj_ptr_tpos_proj,

@@ -17,7 +17,15 @@ from torch import Tensor
 from rfss_core.digest import digest_json
 from rfss_core.segmentation.merging import merge
 from rfss_core.segmentation.preprocess import prepare_image
-from rfss_core.segmentation.segmenter import Neighbours, Segmentation, Slice, Supports, check_request, read_support
+from rfss_core.segmentation.segmenter import (
+    Neighbours,
+    Segmentation,
+    Slice,
+    Supports,
+    check_request,
+    read_support,
+    split_volumes,
+)
 
 _CONFIGS = {"2.0": "configs/sam2/sam2_hiera_{}.yaml", "2.1": "configs/sam2.1/sam2.1_hiera_{}.yaml"}
 
@@ -86,6 +94,7 @@ class OfficialSegmenter:
         support: Supports,
         *,
         classes: Sequence[int] | None = None,
+        volumes: Sequence[int] | None = None,
         keep_logits: bool = True,
     ) -> list[Segmentation]:
         """Label slices, one inference session each; its logits are gated by the object score.
@@ -93,35 +102,60 @@ class OfficialSegmenter:
         See :meth:`rfss_core.segmentation.segmenter.Segmenter.segment`.
         """
         values = check_request(queries, neighbours, support, classes)
+        split_volumes(len(queries), volumes)
         return [
-            self._track(query, [int(index) for index in found.indices], support, values, keep_logits=keep_logits)
+            self.track([query], found, support, values, keep_logits=keep_logits)[0]
             for query, found in zip(queries, neighbours, strict=True)
         ]
 
-    def _track(
-        self, query: Slice, indices: list[int], support: Supports, values: list[int], *, keep_logits: bool
-    ) -> Segmentation:
+    @torch.inference_mode()
+    def track(
+        self,
+        queries: Sequence[Slice],
+        found: Neighbours,
+        support: Supports,
+        values: Sequence[int],
+        *,
+        keep_logits: bool = True,
+    ) -> list[Segmentation]:
+        """Label slices as the last frames of one video, so that each remembers those before it.
+
+        Args:
+            queries: slices of one size, in the order of the video.
+            found: the supports, which are its first frames.
+            support: where they are looked up.
+            values: class values to segment.
+            keep_logits: return logits too, gated by the object score.
+
+        Returns:
+            One segmentation a slice.
+        """
         predictor = self.predictor
-        slices = [read_support(support, index) for index in indices]
-        frames = torch.stack([prepare_image(image, predictor.image_size) for image in (*[s[0] for s in slices], query)])
-        loaded = (frames.to(predictor.device), query.shape[0], query.shape[1])
+        slices = [read_support(support, int(index)) for index in found.indices]
+        images = [*[image for image, _ in slices], *queries]
+        frames = torch.stack([prepare_image(image, predictor.image_size) for image in images])
+        loaded = (frames.to(predictor.device), queries[0].shape[0], queries[0].shape[1])
         # init_state reads only files; its loader is replaced so that both sides see the same pixels.
         with patch("sam2.sam2_video_predictor.load_video_frames", return_value=loaded):
             state = predictor.init_state("frames in memory")
         for frame, (_, mask) in enumerate(slices):
             for value in values:
                 predictor.add_new_mask(state, frame, value, mask == value)
-        last = len(slices)
+        first = len(slices)
         with patch("sam2.sam2_video_predictor.tqdm", lambda steps, **_: steps):
-            logits = next(
-                masks[:, 0] for frame, _, masks in predictor.propagate_in_video(state, last, 1) if frame == last
-            )
-        outputs = [state["output_dict_per_obj"][row]["non_cond_frame_outputs"][last] for row in range(len(values))]
+            return [
+                self._read(state, frame, masks[:, 0].float(), values, keep_logits=keep_logits)
+                for frame, _, masks in predictor.propagate_in_video(state, first, len(queries))
+            ]
+
+    @staticmethod
+    def _read(state: Any, frame: int, logits: Tensor, values: Sequence[int], *, keep_logits: bool) -> Segmentation:
+        outputs = [state["output_dict_per_obj"][row]["non_cond_frame_outputs"][frame] for row in range(len(values))]
         scores: Tensor = torch.cat([output["object_score_logits"][0] for output in outputs])
-        index, _ = merge(logits.float())
+        index, _ = merge(logits)
         return Segmentation(
             labels=np.array([0, *values], dtype=np.uint8)[index.cpu().numpy()],
             object_score=scores.float().cpu().numpy(),
             predicted_iou=np.full(len(values), np.nan, dtype=np.float32),
-            logits=logits.float().cpu().numpy() if keep_logits else None,
+            logits=logits.cpu().numpy() if keep_logits else None,
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from rfss_core.errors import SupportError
+from rfss_core.errors import SettingsError, SupportError
 
 Slice = npt.NDArray[np.float32]
 """[H, W] or [H, W, 3] in [0, 1]."""
@@ -79,6 +80,7 @@ class Segmenter(Protocol):
         support: Supports,
         *,
         classes: Sequence[int] | None = None,
+        volumes: Sequence[int] | None = None,
         keep_logits: bool = True,
     ) -> list[Segmentation]:
         """Label slices.
@@ -88,6 +90,9 @@ class Segmenter(Protocol):
             neighbours: for each query its support slices.
             support: where they are looked up.
             classes: class values to segment; None: all of the support set.
+            volumes: how many of the queries, which then come volume by volume and in the order of the slices, each
+                volume holds; None: no two queries are neighbouring slices. It changes nothing unless
+                ``SegmentationSettings.volume_memories`` is set.
             keep_logits: return raw logits too.
 
         Returns:
@@ -96,7 +101,28 @@ class Segmenter(Protocol):
         Raises:
             SupportError: no supports, too few, unknown classes, or a mask that does not fit its image.
             PixelError: NaN or infinite pixels.
+            SettingsError: volumes that do not add up to the queries.
         """
+
+
+def split_volumes(count: int, volumes: Sequence[int] | None) -> list[range]:
+    """Return the positions of each volume's slices among the queries.
+
+    Args:
+        count: queries.
+        volumes: slices of each volume, in order; None: every query stands alone.
+
+    Raises:
+        SettingsError: volumes without slices, or volumes that do not add up to the queries.
+    """
+    if volumes is None:
+        return [range(row, row + 1) for row in range(count)]
+    if any(length < 1 for length in volumes) or sum(volumes) != count:
+        raise SettingsError(
+            f"volumes of {list(volumes)} slices do not make up {count} queries; give each volume's number of slices"
+        )
+    ends = list(accumulate(volumes))
+    return [range(end - length, end) for end, length in zip(ends, volumes, strict=True)]
 
 
 def check_request(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+Choice = list[list[int]]
+"""For each class, the positions of a query's supports."""
+
 
 def choose_supports(
     candidates: Sequence[int], has_class: Callable[[int], bool], count: int, absent_share: float

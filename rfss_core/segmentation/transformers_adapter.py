@@ -59,7 +59,7 @@ class TransformersAdapter(Sam2Adapter):
                 LayerWeights.of(layer, layer.activation, norm="layer_norm", out="o_proj") for layer in attention.layers
             ),
             norm=attention.layer_norm,
-            temporal_position=model.memory_temporal_positional_encoding[-1].reshape(-1),
+            temporal_positions=model.memory_temporal_positional_encoding.flatten(1),
             image_position=self._sine(neck.position_encoding, self.traits.hidden_dim),
             memory_position=self._sine(model.memory_encoder.position_encoding, self.traits.memory_dim),
             pointer_position=model.temporal_positional_encoding_projection_layer,

@@ -14,7 +14,9 @@ from rfss_core.segmentation.memory import MemoryBank
 from rfss_core.segmentation.merging import ABSENT_LOGIT
 from rfss_core.segmentation.meta_adapter import MetaAdapter
 from rfss_core.segmentation.official import OfficialSegmenter, build_predictor, without_pointers
+from rfss_core.segmentation.preprocess import to_native
 from rfss_core.segmentation.transformers_adapter import TransformersAdapter
+from rfss_core.segmentation.volume import Request, Track
 from rfss_core.settings import SegmentationSettings
 
 CPU, FLOAT32 = torch.device("cpu"), torch.float32
@@ -45,8 +47,10 @@ def lift_object_scores(predictor: Any, by: float) -> None:
         predictor.sam_mask_decoder.pred_obj_score_head.layers[2].bias.add_(by)
 
 
-def engine(adapter: Any, *, pointers: bool = True, batch_size: int = 16) -> MemorySegmenter:
-    settings = SegmentationSettings(device="cpu", use_object_pointers=pointers, batch_size=batch_size)
+def engine(adapter: Any, *, pointers: bool = True, batch_size: int = 16, volume_memories: int = 0) -> MemorySegmenter:
+    settings = SegmentationSettings(
+        device="cpu", use_object_pointers=pointers, batch_size=batch_size, volume_memories=volume_memories
+    )
     return MemorySegmenter(adapter, MemoryBank("parity", 2**30), settings, mode="meta", trained=False)
 
 
@@ -151,3 +155,71 @@ def test_parity_of_an_exported_checkpoint(tmp_path: Any) -> None:
     export_checkpoint(network, tmp_path / "exported.pt")
     official = build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml", str(tmp_path / "exported.pt"), device="cpu")
     assert all(torch.equal(to_meta(network.state_dict())[name], value) for name, value in official.state_dict().items())
+
+
+def track(predictor: Any, toys: Any, k: int, order: tuple[int, ...]) -> Any:
+    """The official predictor on the video of k supports and of slices in some order, and the request for ours."""
+    support, values, found = toys.shapes(k, without_square=(1,)), [1, 3], toys.Found.of(*range(k))
+    queries = [toys.draw(100 + row)[0] for row in range(len(order))]
+    official = OfficialSegmenter(predictor).track([queries[row] for row in order], found, support, values)
+    return official, Request(queries, [[list(range(k))] * 2] * len(order), support, values, limit=2)
+
+
+def assert_parity_of_a_pass(ours: MemorySegmenter, predictor: Any, toys: Any, k: int, order: tuple[int, ...]) -> Any:
+    official, request = track(predictor, toys, k, order)
+    scores = np.stack([segmentation.object_score for segmentation in official], axis=1)
+    for plane, passed in enumerate(ours.tracker.follow(request, [Track(plane, order) for plane in range(2)])):
+        for mine, theirs in zip(passed, official, strict=True):
+            np.testing.assert_allclose(mine.object_score[0], theirs.object_score[plane], atol=TOLERANCE)
+            native = to_native(mine.logits, theirs.labels.shape)[0].numpy()
+            gated = native if mine.object_score > 0 else np.full_like(native, ABSENT_LOGIT)
+            np.testing.assert_allclose(gated, theirs.logits[plane], atol=TOLERANCE, rtol=0)
+    return scores
+
+
+@pytest.mark.parametrize("version", ["2.0", "2.1"])
+@pytest.mark.parametrize(
+    ("k", "order", "memories", "pointers"),
+    [
+        (2, tuple(range(8)), 6, True),
+        (3, (2, 1, 0), 6, True),
+        (2, (0, 1, 2, 3), 6, False),
+        (1, (0, 1, 2, 3, 4), 2, True),
+        pytest.param(1, tuple(range(18)), 1, True, marks=pytest.mark.slow),
+    ],
+    ids=["forward", "reversed", "without-pointers", "two-memories", "more-slices-than-pointers"],
+)
+def test_parity_of_a_pass_through_a_volume(
+    toys: Any, version: str, k: int, order: tuple[int, ...], memories: int, pointers: bool
+) -> None:
+    predictor = randomised_predictor("t", version, 64, seed=9)
+    lift_object_scores(predictor, 2.0)
+    network = build_network(predictor.state_dict(), 64)
+    if not pointers:
+        without_pointers(predictor)
+    # Fewer memories than the network was built for: the official one forgets the codes between.
+    predictor.num_maskmem = memories + 1
+    codes = predictor.maskmem_tpos_enc
+    predictor.maskmem_tpos_enc = torch.nn.Parameter(torch.cat([codes[:memories], codes[-1:]]))
+    ours = engine(TransformersAdapter(network, CPU, FLOAT32), pointers=pointers, volume_memories=memories)
+    assert (assert_parity_of_a_pass(ours, predictor, toys, k, order) > 0).all()
+
+
+@pytest.mark.parametrize("source", ["transformers", "meta"])
+def test_parity_of_a_pass_where_some_slices_lack_the_class(toys: Any, source: str) -> None:
+    predictor, order = randomised_predictor("t", "2.1", 64, seed=9), tuple(range(8))
+    head = predictor.sam_mask_decoder.pred_obj_score_head.layers[2]
+    with torch.no_grad():
+        # Scores of random weights hardly differ: spread them, and put zero between them.
+        head.weight.mul_(100.0)
+        official, _ = track(predictor, toys, 2, order)
+        head.bias.sub_(float(np.median([segmentation.object_score for segmentation in official])))
+    adapter = (
+        TransformersAdapter(build_network(predictor.state_dict(), 64), CPU, FLOAT32)
+        if source == "transformers"
+        else MetaAdapter(predictor, CPU, FLOAT32)
+    )
+    scores = assert_parity_of_a_pass(engine(adapter, volume_memories=6), predictor, toys, 2, order)
+    # The last slice is remembered by none.
+    assert (scores[:, :-1] > 0).any()
+    assert (scores[:, :-1] < 0).any()

@@ -72,6 +72,17 @@ def test_many_equals_one_by_one_for_slices_of_any_shape(segmenter: FewShotSegmen
     assert segmenter.segment_many([]) == []
 
 
+def test_volumes_reach_the_segmenter() -> None:
+    segmenter = FewShotSegmenter.from_preset("tiny", segmentation={"volume_memories": 2, "device": "cpu"}, k=2)
+    segmenter.fit(support())
+    images = [pair[0] for pair in PAIRS[:3]]
+    alone = segmenter.segment_many(images)
+    together = segmenter.segment_many(images, volumes=[3])
+    assert all((a.object_score != b.object_score).all() for a, b in zip(alone, together, strict=True))
+    with pytest.raises(SettingsError, match="do not make up 3 queries"):
+        segmenter.segment_many(images, volumes=[2])
+
+
 def test_label_fusion_copies_an_identical_support() -> None:
     segmenter = FewShotSegmenter.from_preset("tiny", segmentation={"segmenter": "label-fusion"}, k=1).fit(support())
     for image, mask in PAIRS:

@@ -29,6 +29,11 @@ def build(checkpoint: Checkpoint, size: int | None = None) -> Any:
     """
     model = build_sam2(size or checkpoint.settings["size"]) if checkpoint.kind == "sam2" else build_dinov2()
     model.load_state_dict(checkpoint.average)
+    if checkpoint.kind == "sam2":
+        # Training shows conditioning memories only. What the other temporal positions would be is unknown; a slice of
+        # the query's own volume then counts as one more support.
+        positions = model.memory_temporal_positional_encoding.data
+        positions[:-1] = positions[-1:]
     return model.eval()
 
 

@@ -121,6 +121,9 @@ def test_exports_load_with_plain_transformers(tmp_path: Path):
             assert value.dtype == torch.float32
             # float16 keeps 11 bits.
             torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-6)
+        if run == "s":
+            positions = loaded.memory_temporal_positional_encoding
+            torch.testing.assert_close(positions, positions[-1:].expand_as(positions))
         described = json.loads((file.parent / "config.json").read_text())["rfss"]
         assert described["trained"] is True
         assert described["licence"].startswith("CC BY-SA")

@@ -145,6 +145,16 @@ def test_class_wise_supports_of_different_numbers(toys: Any, load: Callable[...,
     assert all(np.isfinite(result.logits).all() for result in results)
 
 
+def test_reduced_supports_beside_whole_memories_of_slices(toys: Any, load: Callable[..., Any]) -> None:
+    support = toys.shapes(6)
+    whole = load().segment(toys.queries, toys.found, support, volumes=[5])
+    sparse = {"background_stride": 2, "background_border": 0}
+    reduced = load(**sparse).segment(toys.queries, toys.found, support, volumes=[5])
+    one_by_one = load(0, **sparse).segment(toys.queries, toys.found, support)
+    for other in (whole, one_by_one):
+        assert any(np.abs(a.logits - b.logits).max() > 1e-4 for a, b in zip(reduced, other, strict=True))
+
+
 def test_more_memories_than_the_network_tells_apart(
     model_folder: Callable[..., Path], settings: SegmentationSettings
 ) -> None:

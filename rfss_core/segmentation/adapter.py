@@ -168,6 +168,8 @@ class Sam2Adapter(ABC):
         network: all parameters; it is moved to ``device`` and ``dtype`` and put into evaluation mode.
         device: where it computes.
         dtype: its arithmetic.
+        exact: modules and their buffers that keep float32: the frequencies of position codes, whose angles grow to many
+            turns, so that half precision would lose the place.
     """
 
     traits: Traits
@@ -179,8 +181,13 @@ class Sam2Adapter(ABC):
     no_memory_embedding: Tensor
     """[D]: added to coarse features that no memory conditions (point prompts on a single image)."""
 
-    def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, network: nn.Module, device: torch.device, dtype: torch.dtype, exact: Sequence[tuple[nn.Module, str]]
+    ) -> None:
+        kept = [(module, name, getattr(module, name).detach().float().clone()) for module, name in exact]
         network.to(device=device, dtype=dtype).eval().requires_grad_(requires_grad=False)
+        for module, name, buffer in kept:
+            setattr(module, name, buffer.to(device))
         self.device = device
         self.dtype = dtype
 

@@ -20,12 +20,12 @@ from torch import Tensor
 from rfss_core.digest import digest_json
 from rfss_core.segmentation.adapter import Decoded, Sam2Adapter
 from rfss_core.segmentation.attention import MemoryAttention
-from rfss_core.segmentation.batching import bytes_per_query, free_bytes, run_in_batches
+from rfss_core.segmentation.batching import bytes_per_query, free_bytes, run_in_batches, send
 from rfss_core.segmentation.device_cache import DeviceCache
 from rfss_core.segmentation.encoding import Memories, SupportEncoder
 from rfss_core.segmentation.memory import Memory, MemoryBank
 from rfss_core.segmentation.merging import gate, merge
-from rfss_core.segmentation.preprocess import prepare_image, to_native
+from rfss_core.segmentation.preprocess import prepare_images, to_native
 from rfss_core.segmentation.reduction import MemoryReducer
 from rfss_core.segmentation.segmenter import (
     Neighbours,
@@ -202,15 +202,15 @@ class MemorySegmenter:
     def _decode(
         self, queries: Sequence[Slice], choices: Sequence[Choice], memories: Memories, values: Sequence[int]
     ) -> list[list[Decoded]]:
-        size = self.adapter.traits.image_size
-        pixels = torch.stack([prepare_image(query, size) for query in queries])
-        features = self.adapter.encode_image(pixels.to(self.adapter.device, self.adapter.dtype))
+        adapter = self.adapter
+        pixels = prepare_images(queries, adapter.traits.image_size, adapter.device, adapter.dtype)
+        features = adapter.encode_image(pixels)
         started = self.attention.start(features.coarse)
         decoded: list[list[Decoded | None]] = [[None] * len(values) for _ in queries]
         for pairs in _pairs_by_length(choices, memories.keys, values):
-            rows = torch.tensor([pair.row for pair in pairs], device=self.adapter.device)
+            rows = send(torch.tensor([pair.row for pair in pairs]), adapter.device)
             conditioned = self._attend(started[rows], pairs, memories.by_key)
-            outputs = self.adapter.decode(features.take(rows), conditioned, multimask=self.adapter.traits.multimask)
+            outputs = adapter.decode(features.take(rows), conditioned, multimask=adapter.traits.multimask)
             for position, pair in enumerate(pairs):
                 decoded[pair.row][pair.plane] = outputs.row(position)
         return [[plane for plane in planes if plane is not None] for planes in decoded]

@@ -18,7 +18,7 @@ from torch import Tensor
 from rfss_core.digest import digest_json
 
 # Raised whenever the encoding changes in a way that the key does not show.
-ENCODING_VERSION = 1
+ENCODING_VERSION = 2
 
 Value = TypeVar("Value")
 

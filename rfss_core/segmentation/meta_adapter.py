@@ -61,14 +61,12 @@ class MetaAdapter(Sam2Adapter):
     """
 
     def __init__(self, network: Any, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(network, device, dtype)
+        code = network.sam_prompt_encoder.pe_layer
+        super().__init__(network, device, dtype, [(code, "positional_encoding_gaussian_matrix")])
         self.network = network
         self.pointer_head = network.obj_ptr_proj
         self.no_object_pointer = network.no_obj_ptr
         self.no_memory_embedding = network.no_mem_embed.reshape(-1)
-        # The position code of points is computed in float32 whatever the arithmetic.
-        code = network.sam_prompt_encoder.pe_layer
-        code.positional_encoding_gaussian_matrix = code.positional_encoding_gaussian_matrix.float()
         attention = network.memory_attention
         layer = attention.layers[0].self_attn
         self.traits = Traits(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from rfss_core.errors import PixelError
+from rfss_core.segmentation.batching import send
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Logits of a mask's pixels in SAM 2: 20 m - 10, close to 0 and 1 after a sigmoid.
 MASK_SCALE, MASK_BIAS = 20.0, -10.0
+_READERS = 8
 
 
 def prepare_image(image: npt.NDArray[Any], size: int) -> Tensor:
@@ -55,6 +59,26 @@ def prepare_image(image: npt.NDArray[Any], size: int) -> Tensor:
     mean = torch.tensor(IMAGENET_MEAN)[:, None, None]
     std = torch.tensor(IMAGENET_STD)[:, None, None]
     return (stack - mean) / std
+
+
+def prepare_images(images: Sequence[npt.NDArray[Any]], size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Bring a batch of slices to the device as the network's input; see :func:`prepare_image`.
+
+    Args:
+        images: slices.
+        size: N.
+        device: where the network computes.
+        dtype: its arithmetic.
+
+    Returns:
+        [B, 3, N, N].
+    """
+    if device.type == "cpu":
+        return torch.stack([prepare_image(image, size) for image in images]).to(dtype)
+    # Pillow lets go of the interpreter while it resizes; one after another, slices would keep an accelerator waiting.
+    with ThreadPoolExecutor(min(_READERS, len(images))) as pool:
+        prepared = list(pool.map(lambda image: prepare_image(image, size), images))
+    return send(torch.stack(prepared), device).to(dtype)
 
 
 def prepare_mask(mask: npt.NDArray[Any], size: int, *, harden: bool) -> Tensor:

@@ -30,7 +30,8 @@ class TransformersAdapter(Sam2Adapter):
     """
 
     def __init__(self, model: Any, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(model, device, dtype)
+        codes = (model.shared_image_embedding, model.prompt_encoder.shared_embedding)
+        super().__init__(model, device, dtype, [(code, "positional_embedding") for code in codes])
         self.model = model
         self.pointer_head = model.object_pointer_proj
         self.no_object_pointer = model.no_object_pointer
@@ -64,7 +65,7 @@ class TransformersAdapter(Sam2Adapter):
             memory_position=self._sine(model.memory_encoder.position_encoding, self.traits.memory_dim),
             pointer_position=model.temporal_positional_encoding_projection_layer,
         )
-        self._image_wide_position = model.get_image_wide_positional_embeddings()
+        self._image_wide_position = model.get_image_wide_positional_embeddings().to(dtype)
 
     def _sine(self, module: Any, width: int) -> Tensor:
         shape = torch.Size((1, width, self.traits.grid, self.traits.grid))

@@ -28,7 +28,7 @@ from rfss_core.segmentation.device_cache import DeviceCache
 from rfss_core.segmentation.encoding import Memories, SupportEncoder
 from rfss_core.segmentation.memory import BoundedCache
 from rfss_core.segmentation.merging import gate
-from rfss_core.segmentation.preprocess import MASK_BIAS, MASK_SCALE, prepare_image
+from rfss_core.segmentation.preprocess import MASK_BIAS, MASK_SCALE, prepare_images
 from rfss_core.segmentation.segmenter import Slice, Supports
 from rfss_core.segmentation.selection import Choice
 from rfss_core.settings import SegmentationSettings
@@ -219,8 +219,8 @@ class VolumeTracker:
 
     def _encode(self, queries: Sequence[Slice], rows: Sequence[int]) -> list[_Image]:
         size, device = self.adapter.traits.image_size, self.adapter.device
-        pixels = torch.stack([prepare_image(queries[row], size) for row in rows])
-        features = self.adapter.encode_image(pixels.to(device, self.adapter.dtype))
+        pixels = prepare_images([queries[row] for row in rows], size, device, self.adapter.dtype)
+        features = self.adapter.encode_image(pixels)
         started = self.attention.start(features.coarse)
         places = torch.arange(len(rows), device=device)[:, None]
         return [_Image(features.take(place), started[place]) for place in places]

@@ -170,6 +170,11 @@ class SegmentationSettings(_Model):
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Arithmetic of the models.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>. auto takes CUDA where there is one.")
+    compile: bool = Field(
+        False,
+        description="Compile the image encoder and parts of the attention (torch.compile): the first slices take "
+        "minutes, later ones less time. Needs a C++ compiler. Moves the last bits of logits.",
+    )
 
 
 class QualitySettings(_Model):

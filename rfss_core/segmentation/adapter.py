@@ -174,6 +174,8 @@ class Sam2Adapter(ABC):
 
     traits: Traits
     memory_attention: MemoryAttentionWeights
+    image_encoder: nn.Module
+    """What :meth:`encode_image` spends its time in."""
     pointer_head: nn.Module
     """[B, D] -> [B, D]: output tokens to object pointers."""
     no_object_pointer: Tensor

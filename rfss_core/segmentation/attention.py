@@ -200,7 +200,7 @@ class MemoryAttention:
             keys, values = self.project(index, memories)
             more = self._project_own(layer.cross_attention, extra, recent)
             tokens = self._cross_attention(layer, tokens, keys, values, supports, groups, more)
-            tokens = tokens + layer.linear2(layer.activation(layer.linear1(layer.norm3(tokens))))
+            tokens = self._feed_forward(layer, tokens)
         grid = self.traits.grid
         normed: Tensor = self.weights.norm(tokens)
         return normed.transpose(1, 2).reshape(len(normed), -1, grid, grid)
@@ -219,6 +219,15 @@ class MemoryAttention:
     @staticmethod
     def _merge(tokens: Tensor) -> Tensor:
         return tokens.transpose(-3, -2).flatten(-2)
+
+    def hot_parts(self) -> list[tuple[object, str]]:
+        """Return the methods that are worth compiling, each with its owner: of many operations, and of few shapes."""
+        return [(self, "_self_attention"), (self, "_feed_forward")]
+
+    @staticmethod
+    def _feed_forward(layer: LayerWeights, tokens: Tensor) -> Tensor:
+        forward: Tensor = layer.linear2(layer.activation(layer.linear1(layer.norm3(tokens))))
+        return tokens + forward
 
     def _self_attention(self, layer: LayerWeights, tokens: Tensor) -> Tensor:
         weights = layer.self_attention

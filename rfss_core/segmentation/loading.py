@@ -12,6 +12,7 @@ from rfss_core.digest import digest_file, digest_json
 from rfss_core.errors import SettingsError
 from rfss_core.presets import Preset
 from rfss_core.segmentation.adapter import Sam2Adapter
+from rfss_core.segmentation.compilation import check_compiler, compile_parts
 from rfss_core.segmentation.engine import MemorySegmenter
 from rfss_core.segmentation.memory import ENCODING_VERSION, MemoryBank, MemoryStore
 from rfss_core.segmentation.transformers_adapter import TransformersAdapter
@@ -89,12 +90,18 @@ def load_memory_segmenter(
     """Build the ``sam2-memory`` segmenter; see :func:`rfss_core.segmentation.segmenter.load_segmenter`."""
     device = choose_device(settings.device)
     dtype: torch.dtype = getattr(torch, settings.dtype)
+    if settings.compile:
+        check_compiler(device)
     # The preset's revision belongs to the preset's model alone.
     revision = settings.revision or (preset.segmentation_revision if settings.model is None else None)
     loaded = load_adapter(settings.model or preset.segmentation_model, revision, device, dtype)
     mode = settings.support_masks or preset.support_masks
-    identity = digest_json(
-        {"encoding": ENCODING_VERSION, "weights": loaded.digest, "mode": mode, "dtype": settings.dtype}
-    )
-    bank = MemoryBank(identity, settings.host_cache_mb * 2**20, memories)
-    return MemorySegmenter(loaded.adapter, bank, settings, mode=mode, trained=loaded.trained)
+    parts = {"encoding": ENCODING_VERSION, "weights": loaded.digest, "mode": mode, "dtype": settings.dtype}
+    if settings.compile:
+        # Fused operations round differently: the last bits of memories and logits move.
+        parts["compiled"] = torch.__version__
+    bank = MemoryBank(digest_json(parts), settings.host_cache_mb * 2**20, memories)
+    segmenter = MemorySegmenter(loaded.adapter, bank, settings, mode=mode, trained=loaded.trained)
+    if settings.compile:
+        compile_parts(loaded.adapter, segmenter.attention)
+    return segmenter

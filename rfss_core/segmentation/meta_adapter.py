@@ -64,6 +64,7 @@ class MetaAdapter(Sam2Adapter):
         code = network.sam_prompt_encoder.pe_layer
         super().__init__(network, device, dtype, [(code, "positional_encoding_gaussian_matrix")])
         self.network = network
+        self.image_encoder = network.image_encoder
         self.pointer_head = network.obj_ptr_proj
         self.no_object_pointer = network.no_obj_ptr
         self.no_memory_embedding = network.no_mem_embed.reshape(-1)

@@ -33,6 +33,7 @@ class TransformersAdapter(Sam2Adapter):
         codes = (model.shared_image_embedding, model.prompt_encoder.shared_embedding)
         super().__init__(model, device, dtype, [(code, "positional_embedding") for code in codes])
         self.model = model
+        self.image_encoder = model.vision_encoder
         self.pointer_head = model.object_pointer_proj
         self.no_object_pointer = model.no_object_pointer
         self.no_memory_embedding = model.no_memory_embedding.reshape(-1)

@@ -156,7 +156,7 @@ def measure(predictor: Any, network: Any, size: str, k: int, classes: int, optio
         Neighbours(rng.choice(len(support), k, replace=False).astype(np.int64), np.zeros(k, np.float32))
         for _ in queries
     ]
-    settings = SegmentationSettings(device=str(options.device), dtype=options.dtype, object_score_threshold=0.0)
+    settings = _settings(options)
     adapter: Sam2Adapter = TransformersAdapter(network, options.device, getattr(torch, options.dtype))
     engine = MemorySegmenter(adapter, MemoryBank("first", 2**32), settings, mode="meta", trained=False)
     # The first passes of a process are slower: buffers, kernels, lazy imports.
@@ -196,6 +196,42 @@ def measure(predictor: Any, network: Any, size: str, k: int, classes: int, optio
         gflop,
         float(np.abs(gated - theirs.logits).max()),
     )
+
+
+VARIANTS: dict[str, dict[str, int]] = {
+    "exact": {},
+    "background_stride 2": {"background_stride": 2},
+    "background_stride 4": {"background_stride": 4},
+    "volume_memories 1": {"volume_memories": 1},
+    "volume_memories 6": {"volume_memories": 6},
+}
+"""What may be bought: speed for exactness, consistency within a volume for time."""
+
+
+def compare_variants(network: Any, size: str, k: int, classes: int, options: Options) -> None:
+    """Print what each variant costs, memories known, for one volume of all queries."""
+    rng = np.random.default_rng(0)
+    pairs = [draw(rng, classes) for _ in range(max(options.supports, k))]
+    support = SupportSet.from_arrays(
+        [image for image, _ in pairs], [mask for _, mask in pairs], patients=[str(row) for row in range(len(pairs))]
+    )
+    queries = [draw(rng, classes)[0] for _ in range(options.queries)]
+    found = [Neighbours(np.arange(k, dtype=np.int64), np.zeros(k, np.float32)) for _ in queries]
+    adapter: Sam2Adapter = TransformersAdapter(network, options.device, getattr(torch, options.dtype))
+    exact = 0.0
+    for name, changes in VARIANTS.items():
+        settings = _settings(options).model_copy(update=changes)
+        engine = MemorySegmenter(adapter, MemoryBank(name, 2**32), settings, mode="meta", trained=False)
+        engine.segment(queries[:1], found[:1], support)
+        with clock(options.device) as seconds:
+            engine.segment(queries, found, support, volumes=[len(queries)])
+        exact = exact or seconds[0]
+        rate = len(queries) / seconds[0]
+        print(f"hiera-{size} {k:2d} {classes:7d} | {name:20s} {rate:7.3f} slices/s, x{exact / seconds[0]:.2f} of exact")
+
+
+def _settings(options: Options) -> SegmentationSettings:
+    return SegmentationSettings(device=str(options.device), dtype=options.dtype, object_score_threshold=0.0)
 
 
 def _operations(
@@ -251,7 +287,8 @@ def main() -> int:
             for classes in (1, 3) if size == "t" else (3,):
                 row = measure(predictor, network, size, k, classes, options)
                 rows.append(row)
-                print(_line(row, rate))
+                print(_line(row, rate), flush=True)
+        compare_variants(network, size, 8, 3, options)
     return _verdict(rows, options)
 
 

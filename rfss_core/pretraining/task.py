@@ -44,6 +44,8 @@ SET_WEIGHTS: dict[str, float] = {
 """How often each set is drawn: by how many different tasks it holds, not by how many slices."""
 
 PADDINGS = ("zeros", "border", "reflection")
+NATURAL = 0.7
+"""Share of the embedder's expert groups whose images are not warped one by one."""
 LEAST_AREA = 0.0015
 """A class smaller than this share of the image counts as absent."""
 
@@ -278,8 +280,11 @@ class LabelledGroupDataset(GroupDataset):
             chosen = candidates[drawn]
             planes = source.labels[chosen]
         images = self._shrink(source.images[chosen].float() / 255)
+        # Images that really were taken of different patients vary as much as retrieval will see. Warping each of them
+        # again would teach that neither place nor brightness tells anything, which is wrong within one set.
+        natural = not self.augment or (kind == "expert" and chance(generator, NATURAL))
         task = None if not self.augment else TASK if kind == "region" else MILD_TASK
-        image = STRONG_IMAGE if kind == "region" else IMAGE if self.augment else STILL
+        image = STRONG_IMAGE if kind == "region" else STILL if natural else IMAGE
         grid = warp_grid(generator, self.members, self.size, task, image)
         padding = PADDINGS[integer(generator, 0, 2)]
         shown = warp(images[:, None], grid, padding)[:, 0]
@@ -287,5 +292,5 @@ class LabelledGroupDataset(GroupDataset):
         if self.augment:
             if chance(generator, 0.4):
                 shown = remap(generator, shown)
-            shown = shade(generator, shown)
+            shown = shade(generator, shown, 0.25 if natural else 1.0)
         return {"images": shown, "labels": labels, "source": torch.tensor(number)}

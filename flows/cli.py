@@ -16,7 +16,7 @@ from typer.exceptions import TyperException
 import tasks  # noqa: F401 - sets the environment's defaults before Prefect and MLflow are imported
 from rfss_core import __version__
 from rfss_core.errors import GateError, InputError, ModelError, RfssError
-from rfss_core.settings import LabelSettings, PresetName, SegmenterName, Strategy, load_settings
+from rfss_core.settings import BASELINES, LabelSettings, PresetName, SegmenterName, Strategy, load_settings
 
 DONE, FAILED, BAD_INPUT, GATE_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -59,7 +59,8 @@ Config = Annotated[Path | None, typer.Option("--config", help="YAML file of sett
 Seed = Annotated[int | None, typer.Option("--seed", help=_described("seed") + " Default: 0.")]
 StrategyName = Annotated[Strategy | None, typer.Option("--strategy", help="dino or random. Default: dino.")]
 SegmenterOption = Annotated[
-    SegmenterName | None, typer.Option("--segmenter", help="sam2-memory or label-fusion. Default: sam2-memory.")
+    SegmenterName | None,
+    typer.Option("--segmenter", help="sam2-memory or label-fusion; the others only evaluate. Default: sam2-memory."),
 ]
 SupportSlices = Annotated[int | None, typer.Option("--support-slices", help="Use only so many support slices.")]
 PatientPattern = Annotated[
@@ -106,6 +107,10 @@ def label(
         },
         config,
     )
+    if settings.segmentation.segmenter in BASELINES:
+        from rfss_core.segmentation.factory import baseline_error
+
+        raise baseline_error(settings.segmentation.segmenter)
     check_places(settings)
     from flows.console import show_summary
     from flows.label_dataset import label_dataset
@@ -140,6 +145,9 @@ def evaluate(
         typer.Option("--support-patients", help="Patients the support set comes from. Default: all others.", min=1),
     ] = None,
     segmenter: Annotated[SegmenterName, typer.Option("--segmenter", help="What segments.")] = "sam2-memory",
+    points: Annotated[
+        str | None, typer.Option("--points", metavar="POSITIVE[,NEGATIVE]", help="Of sam2-points: 1, 2, 1,1 or 2,2.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the split and of random retrieval.", min=0)] = 0,
     executor: Annotated[str, typer.Option("--executor", help="inline, local, or a scheduler's address.")] = "inline",
     workspace: Annotated[
@@ -167,7 +175,7 @@ def evaluate(
                 "seed": seed,
                 "execution": {"executor": executor},
                 "retrieval": {"strategy": strategy, "support_slices": support_slices},
-                "segmentation": {"segmenter": segmenter},
+                "segmentation": {"segmenter": segmenter, "points": points},
                 "imaging": {"patient_pattern": patient_pattern},
             },
             config,

@@ -9,13 +9,14 @@ from flows.running import open_run
 from rfss_core.code import code_version
 from rfss_core.errors import SettingsError
 from rfss_core.quality import METRICS_LIBRARY, Split, split_patients
-from rfss_core.settings import LabelSettings
+from rfss_core.settings import SUPERVISED, LabelSettings
 from tasks.embed import embed
 from tasks.index import build_index
 from tasks.ingest import ingest
 from tasks.quality import measure
 from tasks.segment import segment
 from tasks.summary import jsonable
+from tasks.train import train
 
 
 class CaseResult(BaseModel):
@@ -44,6 +45,8 @@ class Evaluation(BaseModel):
     k: int
     strategy: str
     segmenter: str
+    points: tuple[int, int] | None
+    """Points inside and outside each class that ``sam2-points`` drew; None for other segmenters."""
     seed: int
     support_slices: int
     support_patients: int
@@ -60,6 +63,8 @@ def evaluate(
     settings: LabelSettings, test_patients: int | None = None, support_patients: int | None = None
 ) -> Evaluation:
     """Segment the test patients' slices from the support set and compare them with the experts' labels.
+
+    The same seed gives the same support slices and test patients whatever the segmenter.
 
     Args:
         settings: as for ``label_dataset``; images without a label are left alone.
@@ -78,7 +83,8 @@ def evaluate(
         split = choose_patients(manifest.cases["patient"].tolist(), settings, test_patients, support_patients)
         embeddings = embed(run, manifest)
         index = build_index(run, manifest, embeddings, split)
-        masks = segment(run, manifest, embeddings, index, list(index.held_out_cases))
+        network = train(run, index) if settings.segmentation.segmenter in SUPERVISED else None
+        masks = segment(run, manifest, embeddings, index, list(index.held_out_cases), network)
         quality = measure(run, manifest, index, masks)
     tested = manifest.cases[manifest.cases["case_id"].isin(index.held_out_cases)]
     return Evaluation(
@@ -100,6 +106,7 @@ def evaluate(
         k=index.k,
         strategy=settings.retrieval.strategy,
         segmenter=settings.segmentation.segmenter,
+        points=(settings.segmentation.points or (1, 0)) if settings.segmentation.segmenter == "sam2-points" else None,
         seed=settings.seed,
         support_slices=index.n_slices,
         support_patients=len(split.support),

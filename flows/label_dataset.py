@@ -10,7 +10,8 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from flows.running import open_run
 from rfss_core.errors import GateError, InputError
 from rfss_core.quality import split_patients
-from rfss_core.settings import LabelSettings
+from rfss_core.segmentation.factory import baseline_error
+from rfss_core.settings import BASELINES, LabelSettings
 from rfss_core.store import Manifest
 from tasks.embed import embed
 from tasks.index import build_index
@@ -36,11 +37,14 @@ def label_dataset(settings: LabelSettings) -> Summary:
         What stands in ``summary.json``.
 
     Raises:
+        SettingsError: a segmenter that is only there to be measured.
         InputError: input that cannot be used at all.
         ExecutionError: chunks failed for good; the run can be resumed.
         GateError: the quality gate failed; all is recorded, nothing promoted.
     """
     started = time.perf_counter()
+    if settings.segmentation.segmenter in BASELINES:
+        raise baseline_error(settings.segmentation.segmenter)
     with open_run(settings) as run:
         manifest = ingest(run)
         labelled = manifest.cases[manifest.cases["labelled"]]

@@ -18,7 +18,11 @@ from rfss_core.errors import InputNotFoundError, SettingsError
 
 PresetName = Literal["tiny", "fast", "paper", "best"]
 Strategy = Literal["dino", "random"]
-SegmenterName = Literal["sam2-memory", "label-fusion"]
+SegmenterName = Literal["sam2-memory", "sam2-points", "label-fusion", "unet"]
+SUPERVISED: frozenset[SegmenterName] = frozenset({"unet"})
+"""Segmenters that are trained on the support set before they segment."""
+BASELINES: frozenset[SegmenterName] = SUPERVISED | {"sam2-points"}
+"""Segmenters that are measured and never label: they read the ground truth, or do not use what was retrieved."""
 SupportMaskMode = Literal["meta", "direct"]
 MergeRule = Literal["logits", "softmax", "exclusive"]
 
@@ -118,7 +122,14 @@ class SegmentationSettings(_Model):
     """How memories become masks."""
 
     segmenter: SegmenterName = Field(
-        "sam2-memory", description="sam2-memory: SAM 2 memory attention. label-fusion: vote of the retrieved masks."
+        "sam2-memory",
+        description="sam2-memory: SAM 2 memory attention. label-fusion: vote of the retrieved masks. "
+        "Only to be measured: sam2-points (SAM 2 prompted from the ground truth), unet (trained on the support set).",
+    )
+    points: tuple[int, int] | None = Field(
+        None,
+        description="Points that sam2-points draws from the ground truth, inside and outside each class: 1 or 1,1. "
+        "Default: 1.",
     )
     model: str | None = Field(
         None, description="Hub id, local folder, or embedded:sam2-tiny. Default: the preset's model."
@@ -175,6 +186,49 @@ class SegmentationSettings(_Model):
         description="Compile the image encoder and parts of the attention (torch.compile): the first slices take "
         "minutes, later ones less time. Needs a C++ compiler. Moves the last bits of logits.",
     )
+
+    @field_validator("points", mode="before")
+    @classmethod
+    def _counts(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        parts = str(value).split(",") if isinstance(value, str | int) else list(value)
+        counts = [int(part) if str(part).strip().isdecimal() else -1 for part in parts]
+        if len(counts) not in (1, 2) or not 1 <= counts[0] <= 100 or not 0 <= counts[-1] <= 100:
+            raise ValueError("points are POSITIVE or POSITIVE,NEGATIVE, from 1 and from 0 to 100, for example 2,2")
+        return (counts[0], counts[1] if len(counts) == 2 else 0)
+
+    @model_validator(mode="after")
+    def _prompted(self) -> SegmentationSettings:
+        if self.points is not None and self.segmenter != "sam2-points":
+            raise ValueError(f"points belong to segmenter sam2-points, not to {self.segmenter}; leave points out")
+        return self
+
+
+class SupervisedSettings(_Model):
+    """How a supervised network is trained on labelled slices."""
+
+    image_size: int = Field(
+        256,
+        ge=32,
+        le=2048,
+        description="Longest side in pixels; larger slices are shrunk, smaller ones never enlarged.",
+    )
+    width: int = Field(
+        16, ge=4, le=256, description="Channels of the finest level; each coarser level has twice as many."
+    )
+    steps: int = Field(500, ge=1, description="Optimizer steps at most; the learning rate falls to zero over them.")
+    batch_size: int = Field(8, ge=1, le=1024, description="Slices in one step.")
+    learning_rate: float = Field(2e-3, gt=0, description="Peak rate of AdamW.")
+    round_steps: int = Field(25, ge=1, description="Steps between two looks at the validation patients.")
+    patience: int = Field(8, ge=1, description="Rounds without a better validation Dice before training stops.")
+    validation_share: float = Field(
+        0.2, ge=0, le=0.5, description="Share of the patients that only choose the weights. 0: fixed schedule."
+    )
+    validation_patients: int = Field(
+        5, ge=2, description="With fewer patients than this none validates and the schedule is fixed."
+    )
+    autocast: bool = Field(False, description="bfloat16 arithmetic in training, on CUDA only.")
 
 
 class QualitySettings(_Model):
@@ -249,12 +303,17 @@ class LabelSettings(_Model):
     segmentation: SegmentationSettings = Field(
         default_factory=SegmentationSettings, description="How memories become masks."
     )
+    training: SupervisedSettings = Field(
+        default_factory=SupervisedSettings, description="How supervised baselines are trained on the support set."
+    )
     quality: QualitySettings = Field(default_factory=QualitySettings, description="What counts as good enough.")
     execution: ExecutionSettings = Field(default_factory=ExecutionSettings, description="Where chunks run.")
 
     def scientific(self) -> dict[str, Any]:
         """Return the settings that can change a pseudo-label, as plain JSON types (part of the fingerprint)."""
-        places = ("images", "labels", "workspace", "dataset", "quality", "execution")
+        places = ["images", "labels", "workspace", "dataset", "quality", "execution"]
+        if self.segmentation.segmenter not in SUPERVISED:
+            places.append("training")
         caches = {"host_cache_mb", "device_cache_mb"}
         return self.model_dump(mode="json", exclude={**dict.fromkeys(places, True), "segmentation": caches})
 

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
+
+import numpy as np
 
 from rfss_core.embedding import Embedder, load_embedder
 from rfss_core.presets import PRESETS
 from rfss_core.segmentation import Segmenter, load_segmenter
 from rfss_core.segmentation.memory_store import ZarrMemoryStore
-from rfss_core.settings import EmbeddingSettings, PresetName, SegmentationSettings
+from rfss_core.segmentation.points import PointPromptSegmenter, load_point_segmenter
+from rfss_core.settings import SUPERVISED, EmbeddingSettings, PresetName, SegmentationSettings
+from rfss_core.store import Workspace
+from rfss_core.training import SupervisedModel, SupervisedSegmenter
+from rfss_core.weights.device import resolve_device
+
+TRAIN_STAGE, NETWORK_CHUNK = "train", "network"
+"""Where stage train keeps the network of a supervised baseline."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Where a trained network is; small and picklable."""
+
+    workspace: str
+    key: str
+
+    def read(self) -> bytes:
+        """Return the stored safetensors file."""
+        store = Workspace.open(self.workspace).stage(TRAIN_STAGE, self.key)
+        return np.asarray(store.read_array(NETWORK_CHUNK, "weights"), dtype=np.uint8).tobytes()
 
 
 @lru_cache(maxsize=2)
@@ -23,8 +46,21 @@ def segmenter_for(settings: SegmentationSettings, preset: PresetName, workspace:
     return load_segmenter(settings, PRESETS[preset], memories=ZarrMemoryStore(f"{workspace}/memories"))
 
 
+@lru_cache(maxsize=2)
+def point_segmenter_for(settings: SegmentationSettings, preset: PresetName, seed: int) -> PointPromptSegmenter:
+    """Return this process's point-prompt baseline for these settings."""
+    positive, negative = settings.points or (1, 0)
+    return load_point_segmenter(settings, PRESETS[preset], positive=positive, negative=negative, seed=seed)
+
+
+@lru_cache(maxsize=2)
+def network_for(network: Network, device: str) -> SupervisedSegmenter:
+    """Return this process's copy of a network that the workspace holds."""
+    return SupervisedSegmenter(SupervisedModel.from_bytes(network.read()), resolve_device(device))
+
+
 def segmenter_name(settings: SegmentationSettings, preset: PresetName) -> str:
-    """Return what a report calls the segmenter: its model, or ``label-fusion``."""
-    if settings.segmenter == "label-fusion":
+    """Return what a report calls the segmenter: its model, or its own name where it takes no model."""
+    if settings.segmenter == "label-fusion" or settings.segmenter in SUPERVISED:
         return settings.segmenter
     return settings.model or PRESETS[preset].segmentation_model

@@ -18,14 +18,16 @@ from rfss_core.datasets import provenance_table
 from rfss_core.digest import digest_json
 from rfss_core.quality import SegmentedCase, case_signals
 from rfss_core.retrieval import Neighbours, Retriever, SupportSet
-from rfss_core.segmentation import Segmentation
-from rfss_core.settings import PresetName, RetrievalSettings, SegmentationSettings
+from rfss_core.segmentation import Segmentation, Segmenter
+from rfss_core.segmentation.factory import baseline_error
+from rfss_core.segmentation.points import PointPromptSegmenter
+from rfss_core.settings import BASELINES, PresetName, RetrievalSettings, SegmentationSettings
 from rfss_core.store import Chunk, Manifest, StoredCase, Workspace, plan_chunks
 from tasks.chunks import finish_chunk, pending
 from tasks.embed import STAGE as EMBED_STAGE
 from tasks.embed import Embeddings
 from tasks.index import SupportIndex, open_support
-from tasks.models import segmenter_for, segmenter_name
+from tasks.models import Network, network_for, point_segmenter_for, segmenter_for, segmenter_name
 from tasks.run import STAGE_TASK, ChunkReport, Run
 
 STAGE = "segment"
@@ -58,6 +60,8 @@ class SegmentJob:
     seed: int
     retrieval: RetrievalSettings
     segmentation: SegmentationSettings
+    network: Network | None = None
+    """Trained on the support set, where the segmenter is a supervised baseline."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def _retrieval(job: SegmentJob) -> tuple[SupportSet, Retriever]:
 def segment_chunk(job: SegmentJob, unit: SegmentUnit) -> ChunkReport:
     """Segment one chunk's cases; runs in a worker."""
     workspace = Workspace.open(job.workspace)
-    segmenter = segmenter_for(job.segmentation, job.preset, job.workspace)
+    segmenter = _segmenter(job.segmentation, job.preset, job.workspace, job.seed, job.network)
     voting = job.segmentation.model_copy(update={"segmenter": "label-fusion"})
     fusion = segmenter_for(voting, job.preset, job.workspace)
     support, _ = _retrieval(job)
@@ -109,9 +113,13 @@ def segment_chunk(job: SegmentJob, unit: SegmentUnit) -> ChunkReport:
         clock = time.perf_counter()
         slices = [image for query in wave for image in query.slices]
         neighbours = [hit for query in wave for hit in query.neighbours]
-        # A wave holds whole cases, and a case's slices are in order.
-        volumes = [len(query.slices) for query in wave]
-        found = segmenter.segment(slices, neighbours, support, volumes=volumes)
+        if isinstance(segmenter, PointPromptSegmenter):
+            truths = [truth for query in wave for truth in query.case.read_labels()]
+            found = segmenter.segment(slices, truths, support.class_values, keep_logits=False)
+        else:
+            # A wave holds whole cases, and a case's slices are in order.
+            volumes = [len(query.slices) for query in wave]
+            found = segmenter.segment(slices, neighbours, support, volumes=volumes)
         votes = fusion.segment(slices, neighbours, support)
         offset = 0
         for query in wave:
@@ -129,6 +137,16 @@ def segment_chunk(job: SegmentJob, unit: SegmentUnit) -> ChunkReport:
     store = workspace.stage(STAGE, job.key)
     tables = {"slices": pd.concat(slice_rows, ignore_index=True), "cases": pd.DataFrame(case_rows)}
     return finish_chunk(store, unit.id, unit.chunk.n_slices, arrays, tables, read_s=read_s, compute_s=compute_s)
+
+
+def _segmenter(
+    settings: SegmentationSettings, preset: PresetName, workspace: str, seed: int, network: Network | None
+) -> Segmenter | PointPromptSegmenter:
+    if network is not None:
+        return network_for(network, settings.device)
+    if settings.segmenter == "sam2-points":
+        return point_segmenter_for(settings, preset, seed)
+    return segmenter_for(settings, preset, workspace)
 
 
 def _waves(job: SegmentJob, unit: SegmentUnit, workspace: Workspace) -> Iterator[list[_Query]]:
@@ -188,17 +206,39 @@ class _Evidence:
 
 
 @task(name="segment", **STAGE_TASK)
-def segment(run: Run, manifest: Manifest, embeddings: Embeddings, index: SupportIndex, case_ids: list[str]) -> Masks:
-    """Segment the named cases that have no trusted masks yet."""
+def segment(
+    run: Run,
+    manifest: Manifest,
+    embeddings: Embeddings,
+    index: SupportIndex,
+    case_ids: list[str],
+    network: Network | None = None,
+) -> Masks:
+    """Segment the named cases that have no trusted masks yet.
+
+    Args:
+        run: the run.
+        manifest: all cases.
+        embeddings: the slices' embeddings.
+        index: the support set.
+        case_ids: what to segment; a baseline takes held-out cases alone.
+        network: of a supervised baseline.
+
+    Raises:
+        SettingsError: a baseline was to label a case that is not held out.
+    """
     settings = run.settings
+    if settings.segmentation.segmenter in BASELINES and not set(case_ids) <= set(index.held_out_cases):
+        raise baseline_error(settings.segmentation.segmenter)
     with run.stage(STAGE) as stage:
-        segmenter = segmenter_for(settings.segmentation, settings.preset, run.workspace.url)
+        segmenter = _segmenter(settings.segmentation, settings.preset, run.workspace.url, settings.seed, network)
         key = digest_json(
             {
                 "embeddings": embeddings.key,
                 "support": index.digest,
                 "held_out": index.held_out_digest,
                 "model": segmenter.digest,
+                "network": network.key if network else None,
                 "settings": settings.scientific(),
                 "code": code_version(),
             }
@@ -224,6 +264,7 @@ def segment(run: Run, manifest: Manifest, embeddings: Embeddings, index: Support
             settings.seed,
             settings.retrieval,
             settings.segmentation,
+            network,
         )
         todo = pending(run.workspace.stage(STAGE, key), units)
         stage.run_chunks(partial(segment_chunk, job), todo, done=len(units) - len(todo))

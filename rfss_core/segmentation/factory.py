@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from rfss_core.errors import SettingsError
 from rfss_core.presets import Preset
 from rfss_core.segmentation.memory import MemoryStore
 from rfss_core.segmentation.segmenter import Segmenter
-from rfss_core.settings import SegmentationSettings
+from rfss_core.settings import BASELINES, SegmentationSettings, SegmenterName
+
+
+def baseline_error(name: SegmenterName) -> SettingsError:
+    """Return the error that says why a baseline does not label."""
+    why = "it is prompted from the ground truth" if name == "sam2-points" else "it is trained, not retrieved from"
+    return SettingsError(
+        f"segmenter '{name}' is a baseline and labels nothing: {why}; label with sam2-memory or label-fusion, and "
+        "measure the baseline with `rfss evaluate`"
+    )
 
 
 def load_segmenter(settings: SegmentationSettings, preset: Preset, *, memories: MemoryStore | None = None) -> Segmenter:
@@ -23,8 +33,10 @@ def load_segmenter(settings: SegmentationSettings, preset: Preset, *, memories: 
     Raises:
         ModelNotFoundError: no such model here or at the hub.
         ModelError: weights that cannot be used.
-        SettingsError: a device that this machine does not have.
+        SettingsError: a device that this machine does not have, or a baseline, which needs more than a support set.
     """
+    if settings.segmenter in BASELINES:
+        raise baseline_error(settings.segmenter)
     if settings.segmenter == "label-fusion":
         from rfss_core.segmentation.label_fusion import LabelFusionSegmenter
 

@@ -1,0 +1,64 @@
+"""Network architectures by name.
+
+To add one, write a builder and enter it into ``BUILDERS``, and its name into ``SegmenterName`` and ``SUPERVISED`` of
+``rfss_core/settings.py``. A network must keep no state that a forward pass changes (no batch norm) and draw no random
+numbers (no dropout): the trainer shares it between threads and promises the same weights for any number of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from rfss_core.errors import ModelError
+
+MULTIPLE = 32
+"""Sides of the network's input are multiples of this."""
+
+
+def _unet(channels: int, planes: int, width: int) -> torch.nn.Module:
+    # MONAI takes seconds to import; only a training or its network should wait for it.
+    from monai.networks.nets.unet import UNet
+
+    network: torch.nn.Module = UNet(
+        spatial_dims=2,
+        in_channels=channels,
+        out_channels=planes,
+        channels=[width * 2**level for level in range(5)],
+        strides=[2] * 4,
+        num_res_units=2,
+        norm=("INSTANCE", {"affine": True}),
+    )
+    return network
+
+
+BUILDERS: dict[str, Callable[[int, int, int], torch.nn.Module]] = {"unet": _unet}
+"""Name -> builder of (input channels, output planes, width)."""
+
+
+def build_network(architecture: str, channels: int, planes: int, width: int, seed: int = 0) -> torch.nn.Module:
+    """Build a 2-D network with random weights.
+
+    ``unet`` is MONAI's residual U-Net (Ronneberger et al., arXiv:1505.04597; Kerfoot et al., "Left-ventricle
+    quantification using residual U-Net", STACOM 2018): five levels, instance norm.
+
+    Args:
+        architecture: a key of ``BUILDERS``.
+        channels: of the image, 1 or 3.
+        planes: classes and the background.
+        width: channels of the finest level.
+        seed: of the weights; torch's global generator is left as it was.
+
+    Returns:
+        A float32 module on the CPU that maps [N, channels, H, W] to logits [N, planes, H, W]; H and W multiples of
+        ``MULTIPLE``.
+
+    Raises:
+        ModelError: an unknown architecture.
+    """
+    if architecture not in BUILDERS:
+        raise ModelError(f"architecture '{architecture}' is not known; choose one of {', '.join(sorted(BUILDERS))}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return BUILDERS[architecture](channels, planes, width)

@@ -18,6 +18,7 @@ from rfss_core.pretraining.checkpoint import load_checkpoint
 from rfss_core.pretraining.embedder import AgreementObjective
 from rfss_core.pretraining.evaluation import Protocol, Strategy, evaluate, held_out_slices
 from rfss_core.pretraining.export import build, export
+from rfss_core.pretraining.folder import write_part
 from rfss_core.pretraining.pack import read_packs, write_packs
 from rfss_core.pretraining.segmenter import InContextObjective
 from rfss_core.pretraining.settings import TrainingSettings
@@ -152,6 +153,17 @@ def holdout(data: Data = Path("../shared/data")) -> None:
         for part in ("test", "validation"):
             patients = sorted(patient for patient, found in parts.items() if found == part)
             console.print(f"{name} {part} ({len(patients)} of {len(parts)}): {', '.join(patients)}", soft_wrap=True)
+
+
+@app.command()
+def folder(
+    name: Annotated[str, typer.Argument(help="Name of a set, for example hippocampus.")],
+    out: Annotated[Path, typer.Option(help="New folder for images/ and labels/.")],
+    data: Data = Path("../shared/data"),
+    part: Annotated[str, typer.Option(help="test, validation or train; all of ACDC.")] = "test",
+) -> None:
+    """Copy one part of a set into a folder that `rfss evaluate` reads."""
+    console.print(f"{write_part(data, name, out, part)} cases in {out}")
 
 
 def main() -> None:

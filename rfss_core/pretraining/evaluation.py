@@ -16,7 +16,7 @@ from torch.nn import functional
 from rfss_core.errors import SupportError
 from rfss_core.pretraining.conditioning import Features, InContextSam2, Memories
 from rfss_core.pretraining.embedder import embed, label_agreement
-from rfss_core.pretraining.source import ACDC, SOURCES, Slices, Source, parts_of, read_source
+from rfss_core.pretraining.source import ACDC, Slices, find_source, parts_of, read_source
 
 Strategy = Literal["dino", "random", "pixels"]
 BATCH = 16
@@ -49,19 +49,12 @@ def held_out_slices(data: Path, name: str, part: str = "test") -> Slices:
 
     The two copies of HC18 count as one set, ``fetal-head``.
     """
-    source = _source(name)
+    source = find_source(name)
     slices = read_source(data, source, strides=(0, 0, 1), size=256)
     if source is ACDC:
         return slices
     parts = parts_of(data, source.split_set)
     return slices.take(np.array([i for i, p in enumerate(slices.patients) if parts[str(p)] == part], dtype=np.int64))
-
-
-def _source(name: str) -> Source:
-    for source in (*SOURCES, ACDC):
-        if source.name == name:
-            return source
-    raise SupportError(f"no set is named '{name}'; choose one of {', '.join(s.name for s in (*SOURCES, ACDC))}")
 
 
 def split(slices: Slices, protocol: Protocol, seed: int) -> Split:

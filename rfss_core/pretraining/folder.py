@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from rfss_core.errors import InputError
-from rfss_core.pretraining.source import ACDC, SOURCES, case_patient, find_source, parts_of
+from rfss_core.pretraining.source import ACDC, case_patient, find_source, parts_of
 
 
 def write_part(data: Path, name: str, out: Path, part: str = "test") -> int:
     """Write ``out/images`` and ``out/labels`` with one part of a set.
 
-    Files are linked, packs unpacked into PNG. ACDC, which never trains, is linked whole.
+    Files are copied (links that lead out of a folder are refused by ``rfss``), packs unpacked into PNG. ACDC, which
+    never trains, is copied whole.
 
     Args:
         data: the data folder (``$RFSS_DATA``).
@@ -26,8 +28,8 @@ def write_part(data: Path, name: str, out: Path, part: str = "test") -> int:
         Number of cases.
 
     Raises:
-        InputNotFoundError: the set is not below ``data``.
-        InputError: an unknown set, or ``out`` holds something.
+        InputNotFoundError: an unknown set, or one that is not below ``data``.
+        InputError: ``out`` holds something.
     """
     source = find_source(name)
     if out.exists() and any(out.iterdir()):
@@ -50,7 +52,7 @@ def write_part(data: Path, name: str, out: Path, part: str = "test") -> int:
         return count
     for label in sorted((path / "labels").iterdir()):
         if parts is None or parts[case_patient(label.name)] == part:
-            (out / "images" / label.name).symlink_to(path / "images" / label.name)
-            (out / "labels" / label.name).symlink_to(label)
+            shutil.copyfile(path / "images" / label.name, out / "images" / label.name)
+            shutil.copyfile(label, out / "labels" / label.name)
             count += 1
     return count

@@ -51,6 +51,18 @@ ACDC = Source("acdc", "acdc", "acdc", "CC BY-NC-SA 4.0")
 """Evaluation only: never packed, never trained on, never used to choose anything."""
 
 
+def find_source(name: str) -> Source:
+    """Return the set of this name.
+
+    Raises:
+        InputNotFoundError: there is none.
+    """
+    for source in (*SOURCES, ACDC):
+        if source.name == name:
+            return source
+    raise InputNotFoundError(f"no set is named '{name}'; choose one of {', '.join(s.name for s in (*SOURCES, ACDC))}")
+
+
 @dataclass(frozen=True)
 class Slices:
     """Slices of one set, all at one square size.
@@ -139,11 +151,12 @@ def parts_of(data: Path, split_set: str) -> dict[str, str]:
             with np.load(path, allow_pickle=False) as archive:
                 patients.update(str(case) for case in archive["case"])
         else:
-            patients.update(_patient(file.name) for file in (path / "labels").iterdir())
+            patients.update(case_patient(file.name) for file in (path / "labels").iterdir())
     return dict(assign_parts(split_set, patients))
 
 
-def _patient(name: str) -> str:
+def case_patient(name: str) -> str:
+    """Return the patient of a file of these sets."""
     stem = name.split(".")[0]
     return stem.split("_frame")[0]
 
@@ -160,7 +173,7 @@ def _volumes(folder: Path) -> Iterator[_Volume]:
             label = np.asarray(Image.open(label_file)).astype(np.uint8)[:, :, None]
         low, high = np.percentile(image, (0.5, 99.5))
         image = np.clip((image - low) / max(float(high - low), 1e-6), 0, 1)
-        yield _Volume(case, _patient(label_file.name), image, label)
+        yield _Volume(case, case_patient(label_file.name), image, label)
 
 
 def _stack(volumes: list[_Volume], strides: tuple[int, int, int], size: int) -> Slices:

@@ -34,7 +34,7 @@ class Augmentation:
 
         both, image = ("image", "labels"), ("image",)
         side = (canvas.height + canvas.width) / 2
-        modes = {"mode": ("bilinear", "nearest"), "padding_mode": "border"}
+        modes: dict[str, Any] = {"mode": ("bilinear", "nearest"), "padding_mode": "border"}
         self._compose = Compose(
             [
                 RandAffined(

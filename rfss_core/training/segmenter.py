@@ -12,7 +12,7 @@ from rfss_core.digest import digest_json
 from rfss_core.embedding.slices import as_slice
 from rfss_core.errors import SupportError
 from rfss_core.segmentation.lanes import Lanes
-from rfss_core.segmentation.segmenter import Neighbours, Segmentation, Slice, Supports, check_request
+from rfss_core.segmentation.segmenter import Neighbours, Segmentation, Slice, Supports, check_request, split_volumes
 from rfss_core.training.model import SupervisedModel
 
 
@@ -52,13 +52,17 @@ class SupervisedSegmenter:
         *,
         classes: Sequence[int] | None = None,
         keep_logits: bool = True,
+        volumes: Sequence[int] | None = None,
     ) -> list[Segmentation]:
         """Label slices; see :meth:`rfss_core.segmentation.segmenter.Segmenter.segment`.
+
+        ``volumes`` change nothing: every slice stands alone.
 
         Raises:
             SupportError: also for a class that the network was not trained on.
         """
         values = check_request(queries, neighbours, support, classes)
+        split_volumes(len(queries), volumes)
         if missing := [value for value in values if value not in self.spec.classes]:
             raise SupportError(
                 f"the {self.spec.architecture} was trained on classes {list(self.spec.classes)}, not on {missing[0]}; "

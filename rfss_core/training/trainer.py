@@ -175,14 +175,18 @@ def _fit(
         loss = loss_of(logits.float(), labels[:, None]) * (len(pairs) / settings.batch_size)
         return float(loss.detach()), torch.autograd.grad(loss, parameters)
 
-    for step in range(settings.steps):
+    def update(step: int, parts: list[tuple[Tensor, ...]]) -> None:
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * _rate(step, settings.steps)
-        parts = list(pool.map(lambda start, step=step: piece(step, start), slots))
-        for parameter, *gradients in zip(parameters, *(found for _, found in parts), strict=True):
+        for parameter, *gradients in zip(parameters, *parts, strict=True):
             parameter.grad = torch.stack(gradients).sum(0) if len(gradients) > 1 else gradients[0]
         torch.nn.utils.clip_grad_norm_(parameters, _CLIP)
         optimizer.step()
+
+    for step in range(settings.steps):
+        parts = list(pool.map(lambda start, step=step: piece(step, start), slots))
+        # In the pool too: on busy cores the threads of a parallel loop spend their time waiting for each other.
+        pool.submit(update, step, [gradients for _, gradients in parts]).result()
         losses.append(math.fsum(loss for loss, _ in parts))
         if (step + 1) % settings.round_steps and step + 1 < settings.steps:
             continue

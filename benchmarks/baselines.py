@@ -1,7 +1,8 @@
 r"""Segmenters against baselines on the same splits: seeds x segmenters x k over one labelled folder.
 
 Every row is one ``rfss evaluate``: the same seed gives the same support slices and the same test patients to all of
-them. Rows of a workspace that were measured before are read from it, so an interrupted benchmark goes on.
+them. Rows of a workspace that were measured before are read from it, so an interrupted benchmark goes on; their speed
+is then that of reading and means nothing.
 
     python benchmarks/baselines.py                          # phantoms (procedural, not patients), a few minutes
     python benchmarks/baselines.py DATA --seeds 0 1 2 --k 8 16 --support-patients 3 --test-patients 6 \

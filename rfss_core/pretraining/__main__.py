@@ -39,7 +39,7 @@ RUNS = Path("runs/pretraining")
 RUN_HELP = "Folder of the training: checkpoint.pt and log.jsonl."
 DEFAULT_PACKS = RUNS / "packs"
 EMBEDDING_MIXTURE = Mixture(expert=0.55, derived=0, region=0.15, synthetic_regions=0.15, synthetic_shapes=0.15)
-EVALUATED = ("acdc", "hippocampus", "prostate-mr", "prostate-us", "fetal-head-pack", "spine-mr", "nuclei")
+EVALUATED = ("acdc", "hippocampus", "prostate-mr", "prostate-us", "fetal-head-pack", "nuclei")
 
 
 @app.command()

@@ -85,7 +85,7 @@ def measure(
     engine.segment(queries[:1], found[:1], support, keep_logits=False)
     wanted = sorted({int(index) for one in found for index in one.indices})
     memories = engine.encoder.memories(support, wanted, sorted(support.classes)).by_key
-    tokens = engine.adapter.traits.grid**2
+    tokens = float(engine.adapter.traits.grid**2)
     if (reducer := engine.device_cache.reducer) is not None:
         tokens = float(np.mean([len(reducer.reduce(memory)) for memory in memories.values()]))
     watch = watched(engine, engine.adapter.device)

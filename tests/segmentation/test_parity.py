@@ -14,7 +14,7 @@ from rfss_core.segmentation.engine import MemorySegmenter
 from rfss_core.segmentation.memory import MemoryBank
 from rfss_core.segmentation.merging import ABSENT_LOGIT
 from rfss_core.segmentation.meta_adapter import MetaAdapter
-from rfss_core.segmentation.official import OfficialSegmenter, build_predictor, without_pointers
+from rfss_core.segmentation.official import OfficialSegmenter, build_predictor, randomise, without_pointers
 from rfss_core.segmentation.preprocess import to_native
 from rfss_core.segmentation.transformers_adapter import TransformersAdapter
 from rfss_core.segmentation.volume import Request, Track
@@ -28,18 +28,7 @@ def randomised_predictor(size: str, version: str, image_size: int, seed: int) ->
     """Official network whose constant and nearly-zero parameters got a random scale, so that no path is silent."""
     torch.manual_seed(seed)
     predictor = build_predictor(size, version, image_size)
-    with torch.no_grad():
-        for name, parameter in sorted(predictor.named_parameters()):
-            if parameter.ndim == 1 or name.endswith(("pos_embed", "pos_embed_window")):
-                parameter.add_(torch.randn_like(parameter) * torch.rand(()) * 0.3)
-            elif parameter.shape[0] == 1 or name == "maskmem_tpos_enc":
-                parameter.copy_(torch.randn_like(parameter) * 0.3)
-            elif name.startswith("memory_attention") and name.endswith(("q_proj.weight", "k_proj.weight")):
-                # Untrained projections attend to everything alike, which would hide a wrong key.
-                parameter.mul_(3.0)
-            elif "output_hypernetworks_mlps" in name and name.endswith("layers.2.weight"):
-                # Logits as large as a trained network's, lest an absolute tolerance forgive anything.
-                parameter.mul_(30.0)
+    randomise(predictor)
     return predictor
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from prefect import task
 
 from rfss_core.digest import digest_json
+from rfss_core.errors import SettingsError
 from rfss_core.presets import PRESETS
 from rfss_core.quality import Split
 from rfss_core.retrieval import SupportSet
@@ -73,6 +74,9 @@ def build_index(run: Run, manifest: Manifest, embeddings: Embeddings, split: Spl
 
     Returns:
         The stored support set's description.
+
+    Raises:
+        SettingsError: a k above the size of the support set.
     """
     settings = run.settings
     with run.stage(STAGE) as stage:
@@ -94,6 +98,10 @@ def build_index(run: Run, manifest: Manifest, embeddings: Embeddings, split: Spl
         if settings.retrieval.support_slices is not None:
             drawn = _support_set(run.workspace, table, classes).draw(settings.retrieval.support_slices, settings.seed)
             table = table.iloc[drawn].reset_index(drop=True)
+        if settings.k is not None and settings.k > len(table):
+            raise SettingsError(
+                f"k is {settings.k}, but the support set has only {len(table)} slices; lower --k, or label more"
+            )
         where, stored = embeddings.chunk_of_case, run.workspace.stage(EMBED_STAGE, embeddings.key)
         vectors = np.concatenate(
             [
@@ -118,5 +126,5 @@ def build_index(run: Run, manifest: Manifest, embeddings: Embeddings, split: Spl
         len(table),
         tuple(support_cases["case_id"]),
         tuple(held_out["case_id"]),
-        settings.k or PRESETS[settings.preset].k,
+        settings.k or min(PRESETS[settings.preset].k, len(table)),
     )

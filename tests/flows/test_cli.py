@@ -233,3 +233,12 @@ def test_a_stopped_run_goes_on_to_the_same_data_set(tmp_path: Path, how: signal.
 def test_doctor_says_that_this_installation_works(capsys: pytest.CaptureFixture[str]) -> None:
     assert rfss("doctor") == 0
     assert "preset tiny segments a slice" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_k_above_the_support_set_is_refused(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = rfss(
+        "evaluate", "--images", cohort / "images", "--labels", cohort / "labels", "--out", tmp_path / "figures.json",
+        "--support-slices", 9, "--k", 10, "--test-patients", 4,
+    )  # fmt: skip
+    assert code == 2
+    assert "k is 10, but the support set has only 9 slices" in " ".join(capsys.readouterr().err.split())

@@ -39,7 +39,7 @@ def test_a_wave_holds_whole_volumes_in_z_order(tmp_path: Path, monkeypatch: pyte
     waves: list[tuple[list[int], list[np.ndarray]]] = []
     monkeypatch.setattr(tasks.segment, "segmenter_for", lambda *given: Listener(segmenter_for(*given), waves))
     workspace = tmp_path / "workspace"
-    run = evaluate(settings_for(cohort, workspace, segmentation={**VOTE, "batch_size": 4}), test_patients=4)
+    run = evaluate(settings_for(cohort, workspace, k=1, segmentation={**VOTE, "batch_size": 4}), test_patients=4)
     cases = [Workspace.open(workspace).case(result.case).read_slices() for result in run.per_case]
     given = [
         np.stack(queries[end - length : end])

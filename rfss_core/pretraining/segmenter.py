@@ -22,6 +22,9 @@ CONFIG = Path(__file__).parents[1] / "weights" / "sam2-tiny"
 POINTERS = 0.7
 """Share of the steps in which object pointers join the memories: the model must do without them, too."""
 
+SHOWN_ONLY = 0.4
+"""Share of the groups whose supports all show the class."""
+
 
 def build_sam2(size: int, folder: Path = CONFIG) -> Any:
     """Build the architecture in ``folder/config.json`` for images of ``size`` x ``size``, untrained.
@@ -79,7 +82,8 @@ def draw_supports(present: Tensor, generator: torch.Generator) -> Tensor:
     """Draw which members serve which query.
 
     Half of the queries take all others, half a random number of them; each has at least one support that shows the
-    class.
+    class. In some groups only members that show the class are supports, as in a support set without empty slices: a
+    query must find out by itself that it lacks the class.
 
     Args:
         present: [G, n] bool, which members show the class; two of each group at least.
@@ -95,6 +99,8 @@ def draw_supports(present: Tensor, generator: torch.Generator) -> Tensor:
     few = torch.randint(1, members, (groups, members), generator=generator)
     wanted = torch.where(torch.rand((groups, members), generator=generator) < 0.5, members - 1, few)
     allow = rank < wanted[..., None]
+    shown_only = torch.rand((groups, 1, 1), generator=generator) < SHOWN_ONLY
+    allow &= present[:, None] | ~shown_only
     teaches = present[:, None] & ~torch.eye(members, dtype=torch.bool)
     best = torch.where(teaches, score, 3.0).argmin(2)
     lacks = ~(allow & teaches).any(2)

@@ -48,6 +48,10 @@ NATURAL = 0.7
 """Share of the embedder's expert groups whose images are not warped one by one."""
 LEAST_AREA = 0.0015
 """A class smaller than this share of the image counts as absent."""
+ABSENT_GROUPS = 0.55
+"""Share of the groups in which some members lack the class."""
+ABSENT_MEMBERS = 0.35
+"""Share of such a group's members that lack it. Half of a volume's slices may."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +160,8 @@ class GroupDataset(Dataset[dict[str, Tensor]]):
         target = labels == value
         if chance(generator, 0.25):
             target |= labels == value + 1
-        if chance(generator, 0.3):
-            absent = uniform(generator, (self.members, 1, 1)) < 0.25
+        if chance(generator, ABSENT_GROUPS):
+            absent = uniform(generator, (self.members, 1, 1)) < ABSENT_MEMBERS
             others = integer(generator, 0, int(labels.max()))
             labels = torch.where(absent & target, others, labels)
             target = target & ~absent
@@ -185,11 +189,9 @@ class GroupDataset(Dataset[dict[str, Tensor]]):
         if len(source.classes) > 1 and chance(generator, 0.15):
             mask_of.append(source.classes[integer(generator, 0, len(source.classes) - 1)])
         index = _similar_slices(source, area > LEAST_AREA, self.members, generator)
-        if chance(generator, 0.35):
-            without = torch.nonzero((area == 0) & (source.axes == source.axes[index[0]]))[:, 0]
-            for place in range(1, self.members):
-                if len(without) and chance(generator, 0.25):
-                    index[place] = without[integer(generator, 0, len(without) - 1)]
+        if chance(generator, ABSENT_GROUPS):
+            without = (area == 0) & (source.axes == source.axes[index[0]])
+            index = _with_absent(source, index, without, generator)
         images = self._shrink(source.images[index].float() / 255)
         labels = source.labels[index]
         masks = self._shrink(sum((labels == v).float() for v in set(mask_of)))  # type: ignore[arg-type]
@@ -230,6 +232,20 @@ def _similar_slices(source: _Set, shows: Tensor, members: int, generator: torch.
     enough = int((weights > 0).sum()) >= members
     drawn = torch.multinomial(weights, members - 1, replacement=not enough, generator=generator)
     return torch.cat([anchor[None], candidates[drawn]])
+
+
+def _with_absent(source: _Set, index: Tensor, without: Tensor, generator: torch.Generator) -> Tensor:
+    # A volume's slices beyond the organ look like its last ones. Whoever never met them as queries finds the organ
+    # there, too, so slices near the anchor's level come first.
+    candidates = torch.nonzero(without)[:, 0]
+    if not len(candidates):
+        return index
+    distance = source.positions[candidates] - source.positions[index[0]]
+    weights = torch.exp(-((distance / 0.15) ** 2)) + 0.02
+    drawn = candidates[torch.multinomial(weights, len(index), replacement=True, generator=generator)]
+    replaced = uniform(generator, (len(index),)) < ABSENT_MEMBERS
+    replaced[0] = False
+    return torch.where(replaced, drawn, index)
 
 
 def _derive(masks: Tensor, generator: torch.Generator) -> Tensor:

@@ -30,14 +30,14 @@ from segmentation import Stopwatch, draw
 from rfss_core.embedding import load_embedder
 from rfss_core.presets import PRESETS
 from rfss_core.pretraining.evaluation import Protocol, Split, case_dice, held_out_slices, split
-from rfss_core.retrieval import Neighbours, SupportSet
+from rfss_core.retrieval import Neighbours, Retriever, SupportSet
 from rfss_core.segmentation.conversion import build_network
 from rfss_core.segmentation.engine import MemorySegmenter
 from rfss_core.segmentation.loading import load_memory_segmenter
 from rfss_core.segmentation.memory import MemoryBank
 from rfss_core.segmentation.official import build_predictor
 from rfss_core.segmentation.transformers_adapter import TransformersAdapter
-from rfss_core.settings import EmbeddingSettings, SegmentationSettings
+from rfss_core.settings import EmbeddingSettings, RetrievalSettings, SegmentationSettings
 
 STRENGTHS: tuple[tuple[int, int], ...] = ((1, 2), (2, 2), (2, 1), (4, 2), (4, 1), (8, 2), (8, 1))
 """Blocks (``background_stride``) and borders (``background_border``) that are measured; the first is whole."""
@@ -94,19 +94,17 @@ def measure(
     return labels, Cost(milliseconds["attention"], milliseconds["total"], tokens)
 
 
-def retrieve(parts: Split, k: int) -> list[Neighbours]:
-    """Return the k nearest support slices of every query, by the preset's embedding."""
+def as_request(parts: Split, k: int) -> tuple[SupportSet, list[npt.NDArray[np.float32]], list[Neighbours]]:
+    """Return support set, queries, and the k nearest support slices of each query by the preset's embedding."""
     embedder = load_embedder(EmbeddingSettings(), PRESETS["tiny"], device="cpu")
-    described = [
-        embedder.embed([image.astype(np.float32) / 255 for image in side.images])
-        for side in (parts.queries, parts.support)
-    ]
-    similarity = described[0] @ described[1].T
-    order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-    return [
-        Neighbours(row.astype(np.int64), (1 - similarity[place, row]).astype(np.float32))
-        for place, row in enumerate(order)
-    ]
+    shown = [image.astype(np.float32) / 255 for image in parts.support.images]
+    queries = [image.astype(np.float32) / 255 for image in parts.queries.images]
+    patients = [str(patient) for patient in parts.support.patients]
+    support = SupportSet.from_arrays(shown, list(parts.support.labels), patients=patients)
+    support = support.with_embeddings(embedder.embed(shown))
+    names = [str(place) for place in range(len(queries))]
+    of = [str(patient) for patient in parts.queries.patients]
+    return support, queries, Retriever(support, RetrievalSettings()).search(embedder.embed(queries), names, of, k)
 
 
 def measure_dice(name: str, options: argparse.Namespace) -> dict[tuple[int, tuple[int, int]], tuple[float, Cost]]:
@@ -114,13 +112,7 @@ def measure_dice(name: str, options: argparse.Namespace) -> dict[tuple[int, tupl
     engine = load_memory_segmenter(SegmentationSettings(device=options.device), PRESETS["tiny"], None)
     protocol = Protocol(query_patients=options.patients)
     parts = split(held_out_slices(options.data, name, options.part), protocol, options.seed)
-    found = retrieve(parts, max(options.k))
-    support = SupportSet.from_arrays(
-        [image.astype(np.float32) / 255 for image in parts.support.images],
-        list(parts.support.labels),
-        patients=[str(patient) for patient in parts.support.patients],
-    )
-    queries = [image.astype(np.float32) / 255 for image in parts.queries.images]
+    support, queries, found = as_request(parts, max(options.k))
     rows = {}
     for k in options.k:
         nearest = [Neighbours(one.indices[:k], one.distances[:k]) for one in found]

@@ -135,6 +135,21 @@ def draw(rng: np.random.Generator, classes: int, side: int = 256) -> tuple[npt.N
     return image.clip(0, 1).astype(np.float32), mask
 
 
+def draw_request(options: Options, k: int, classes: int) -> tuple[SupportSet, list[npt.NDArray[Any]], list[Neighbours]]:
+    """Return a support set, queries, and k random supports of each query."""
+    rng = np.random.default_rng(0)
+    pairs = [draw(rng, classes) for _ in range(max(options.supports, k))]
+    support = SupportSet.from_arrays(
+        [image for image, _ in pairs], [mask for _, mask in pairs], patients=[str(row) for row in range(len(pairs))]
+    )
+    queries = [draw(rng, classes)[0] for _ in range(options.queries)]
+    found = [
+        Neighbours(rng.choice(len(support), k, replace=False).astype(np.int64), np.zeros(k, np.float32))
+        for _ in queries
+    ]
+    return support, queries, found
+
+
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Return the machine's measured rate of matrix products, operations a second."""
     side = 8192 if device.type == "cuda" else 2048
@@ -148,16 +163,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def measure(predictor: Any, network: Any, size: str, k: int, classes: int, options: Options) -> Row:
     """Measure one configuration."""
-    rng = np.random.default_rng(0)
-    pairs = [draw(rng, classes) for _ in range(max(options.supports, k))]
-    support = SupportSet.from_arrays(
-        [image for image, _ in pairs], [mask for _, mask in pairs], patients=[str(row) for row in range(len(pairs))]
-    )
-    queries = [draw(rng, classes)[0] for _ in range(options.queries)]
-    found = [
-        Neighbours(rng.choice(len(support), k, replace=False).astype(np.int64), np.zeros(k, np.float32))
-        for _ in queries
-    ]
+    support, queries, found = draw_request(options, k, classes)
     settings = _settings(options)
     adapter: Sam2Adapter = TransformersAdapter(network, options.device, getattr(torch, options.dtype))
     engine = MemorySegmenter(adapter, MemoryBank("first", 2**32), settings, mode="meta", trained=False)
@@ -213,13 +219,7 @@ VARIANTS: dict[str, dict[str, int]] = {
 
 def compare_variants(network: Any, size: str, k: int, classes: int, options: Options) -> None:
     """Print what each variant costs, memories known, for one volume of all queries."""
-    rng = np.random.default_rng(0)
-    pairs = [draw(rng, classes) for _ in range(max(options.supports, k))]
-    support = SupportSet.from_arrays(
-        [image for image, _ in pairs], [mask for _, mask in pairs], patients=[str(row) for row in range(len(pairs))]
-    )
-    queries = [draw(rng, classes)[0] for _ in range(options.queries)]
-    found = [Neighbours(np.arange(k, dtype=np.int64), np.zeros(k, np.float32)) for _ in queries]
+    support, queries, found = draw_request(options, k, classes)
     adapter: Sam2Adapter = TransformersAdapter(network, options.device, getattr(torch, options.dtype))
     exact = 0.0
     for name, changes in VARIANTS.items():

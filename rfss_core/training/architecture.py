@@ -1,7 +1,7 @@
 """Network architectures by name.
 
 To add one, write a builder and enter it into ``BUILDERS``, and its name into ``SegmenterName`` and ``SUPERVISED`` of
-``rfss_core/settings.py``. A network must keep no state that a forward pass changes (no batch norm) and draw no random
+``rfss_core/settings``. A network must keep no state that a forward pass changes (no batch norm) and draw no random
 numbers (no dropout): the trainer shares it between threads and promises the same weights for any number of them.
 """
 

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rfss_core.errors import InputNotFoundError, SettingsError
+from rfss_core.settings.base import SettingsModel
+from rfss_core.settings.retrieval import RetrievalSettings as RetrievalSettings
+from rfss_core.settings.retrieval import Strategy as Strategy
 
 PresetName = Literal["tiny", "fast", "paper", "best"]
-Strategy = Literal["dino", "random"]
 SegmenterName = Literal["sam2-memory", "sam2-points", "label-fusion", "unet"]
 SUPERVISED: frozenset[SegmenterName] = frozenset({"unet"})
 """Segmenters that are trained on the support set before they segment."""
@@ -27,11 +29,7 @@ SupportMaskMode = Literal["meta", "direct"]
 MergeRule = Literal["logits", "softmax", "exclusive"]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-class ImagingSettings(_Model):
+class ImagingSettings(SettingsModel):
     """How images become slices."""
 
     patient_pattern: str | None = Field(
@@ -99,7 +97,7 @@ class ImagingSettings(_Model):
         return value
 
 
-class EmbeddingSettings(_Model):
+class EmbeddingSettings(SettingsModel):
     """Which DINOv2 describes a slice."""
 
     model: str | None = Field(
@@ -109,16 +107,7 @@ class EmbeddingSettings(_Model):
     batch_size: int = Field(32, ge=1, le=4096, description="Slices in one forward pass.")
 
 
-class RetrievalSettings(_Model):
-    """Which labelled slices serve a query."""
-
-    strategy: Strategy = Field("dino", description="dino: nearest embeddings. random: seeded draw, for comparison.")
-    support_slices: int | None = Field(
-        None, ge=1, description="Use only so many support slices, drawn evenly over patients. Default: all."
-    )
-
-
-class SegmentationSettings(_Model):
+class SegmentationSettings(SettingsModel):
     """How memories become masks."""
 
     segmenter: SegmenterName = Field(
@@ -205,7 +194,7 @@ class SegmentationSettings(_Model):
         return self
 
 
-class SupervisedSettings(_Model):
+class SupervisedSettings(SettingsModel):
     """How a supervised network is trained on labelled slices."""
 
     image_size: int = Field(
@@ -231,7 +220,7 @@ class SupervisedSettings(_Model):
     autocast: bool = Field(False, description="bfloat16 arithmetic in training, on CUDA only.")
 
 
-class QualitySettings(_Model):
+class QualitySettings(SettingsModel):
     """What counts as good enough."""
 
     min_dice: float = Field(
@@ -254,7 +243,7 @@ class QualitySettings(_Model):
         return self
 
 
-class ExecutionSettings(_Model):
+class ExecutionSettings(SettingsModel):
     """Where chunks run. Nothing here changes a pseudo-label."""
 
     executor: str = Field(
@@ -276,7 +265,7 @@ class ExecutionSettings(_Model):
         raise ValueError(f"'{value}' is not an executor; use inline, local, or a scheduler's tcp:// or tls:// address")
 
 
-class LabelSettings(_Model):
+class LabelSettings(SettingsModel):
     """Everything that one labelling run depends on: the parameters of flow ``label_dataset``."""
 
     images: str = Field(description="Folder or glob of images: NIfTI, DICOM series, PNG, TIFF, JPEG.")

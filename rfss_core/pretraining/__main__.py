@@ -1,4 +1,4 @@
-"""Command line: ``python -m rfss_core.pretraining pack | train | evaluate | export | holdout``."""
+"""Command line: ``python -m rfss_core.pretraining pack | train | average | evaluate | export | holdout``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rfss_core.errors import RfssError
-from rfss_core.pretraining.checkpoint import load_checkpoint
+from rfss_core.pretraining.checkpoint import average_checkpoints, load_checkpoint, save_checkpoint
 from rfss_core.pretraining.embedder import AgreementObjective
 from rfss_core.pretraining.evaluation import Protocol, Strategy, evaluate, held_out_slices
 from rfss_core.pretraining.export import build, export
@@ -88,6 +88,17 @@ def train_model(
         objective = AgreementObjective(settings, torch.cat([data[2**30 + i]["images"] for i in range(16)]))
     done = train(objective, data, settings, folder, steps=steps, minutes=minutes)
     console.print(f"step {done.step}, {done.seconds / 60:.1f} minutes in all; checkpoint in {folder}")
+
+
+@app.command()
+def average(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of trainings that went on from one checkpoint.")],
+    out: Annotated[Path, typer.Option(help="Folder for the averaged checkpoint, which can be trained further.")],
+) -> None:
+    """Average branches of one training that ran with different seeds."""
+    mean = average_checkpoints(runs)
+    save_checkpoint(out, mean)
+    console.print(f"mean of {len(runs)} branches at step {mean.step}, checkpoint in {out}")
 
 
 @app.command("evaluate")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +58,44 @@ def load_checkpoint(folder: Path, kind: str | None = None) -> Checkpoint | None:
     if kind is not None and checkpoint.kind != kind:
         raise ModelError(f"{file} holds a {checkpoint.kind} training, not {kind}; choose another --run folder")
     return checkpoint
+
+
+def average_checkpoints(folders: Sequence[Path]) -> Checkpoint:
+    """Average trainings that went on from one checkpoint with different seeds (Wortsman et al., Model soups, 2022).
+
+    Two cores train two branches without waiting for each other; their mean is better than either and can be trained
+    further.
+
+    Args:
+        folders: training folders, two or more.
+
+    Returns:
+        The mean of weights and averaged weights; time added up; the rest from the first folder.
+
+    Raises:
+        ModelError: fewer than two folders, none or different checkpoints in them.
+    """
+    found = [load_checkpoint(folder) for folder in folders]
+    states = [state for state in found if state is not None]
+    if len(states) < 2 or len(states) < len(found):
+        raise ModelError(f"averaging needs a checkpoint in each of two folders or more, got {len(states)} checkpoints")
+    first = states[0]
+    shapes = [{name: value.shape for name, value in state.weights.items()} for state in states]
+    if any(state.kind != first.kind for state in states) or any(shape != shapes[0] for shape in shapes):
+        raise ModelError("these trainings are of different models; average branches of one training")
+    return replace(
+        first,
+        step=max(state.step for state in states),
+        groups_seen=max(state.groups_seen for state in states),
+        seconds=sum(state.seconds for state in states),
+        weights=_mean([state.weights for state in states]),
+        average=_mean([state.average for state in states]),
+    )
+
+
+def _mean(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    mean = {}
+    for name, value in states[0].items():
+        stacked = torch.stack([state[name] for state in states])
+        mean[name] = stacked.mean(0) if value.is_floating_point() else value
+    return mean

@@ -10,6 +10,9 @@ from torch.nn import functional
 
 from rfss_core.pretraining.conditioning import Answer, Memories
 
+ABSENT_WEIGHT = 2.0
+"""How much a query without the class counts in the object score's loss, against one with it."""
+
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -21,7 +24,7 @@ class LossWeights:
     """Share of the three masks' mean beside the best one. A task has one answer: masks that differ only give the IoU
     head occasion to choose wrongly (a third to a half of the distance to the best of three was lost at 0.2)."""
     iou: float = 0.3
-    object_score: float = 0.4
+    object_score: float = 1.0
     propagation: float = 0.4
     """Cross-entropy of the label that attention itself propagates: teaches the encoder correspondence directly."""
 
@@ -64,7 +67,9 @@ def in_context_loss(
         overlap = (hard & truth).sum((2, 3)) / union.clamp(min=1)
         overlap = torch.where(union == 0, torch.ones_like(overlap), overlap)
     iou_loss = ((answer.iou.float() - overlap).abs().mean(1) * present).sum() / present.sum().clamp(min=1)
-    score_loss = functional.binary_cross_entropy_with_logits(answer.object_score.float(), present)
+    # Fewer queries lack the class here than slices of a volume do.
+    balance = torch.where(present > 0, 1.0, ABSENT_WEIGHT)
+    score_loss = functional.binary_cross_entropy_with_logits(answer.object_score.float(), present, balance)
     if memories.pointer_scores is not None:
         score_loss = score_loss + functional.binary_cross_entropy_with_logits(memories.pointer_scores.float(), present)
     tokens = answer.propagated.shape[-1]

@@ -48,9 +48,9 @@ NATURAL = 0.7
 """Share of the embedder's expert groups whose images are not warped one by one."""
 LEAST_AREA = 0.0015
 """A class smaller than this share of the image counts as absent."""
-ABSENT_GROUPS = 0.55
+ABSENT_GROUPS = 0.65
 """Share of the groups in which some members lack the class."""
-ABSENT_MEMBERS = 0.35
+ABSENT_MEMBERS = 0.45
 """Share of such a group's members that lack it. Half of a volume's slices may."""
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 from transformers import Dinov2WithRegistersModel, Sam2VideoModel
 
 from rfss_core.errors import ModelError
-from rfss_core.pretraining.checkpoint import load_checkpoint
+from rfss_core.pretraining.checkpoint import average_checkpoints, load_checkpoint, save_checkpoint
 from rfss_core.pretraining.conditioning import InContextSam2
 from rfss_core.pretraining.embedder import (
     AgreementObjective,
@@ -102,6 +102,28 @@ def test_checkpoints_of_the_other_kind_are_refused(tmp_path: Path):
         load_checkpoint(tmp_path, "sam2")
     with pytest.raises(ModelError, match="train first"):
         export(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_average_of_branches_lies_between_them_and_trains_on(tmp_path: Path):
+    def settings(seed: int) -> TrainingSettings:
+        return TrainingSettings(size=56, groups=1, members=2, warmup=0, horizon=4, seed=seed)
+
+    for seed in (0, 1):
+        data = LabelledGroupDataset([], 56, 2, seed)
+        train(AgreementObjective(settings(seed)), data, settings(seed), tmp_path / str(seed), steps=2)
+    with pytest.raises(ModelError, match="each of two folders"):
+        average_checkpoints([tmp_path / "0", tmp_path / "nowhere"])
+    branches = [load_checkpoint(tmp_path / str(seed)) for seed in (0, 1)]
+    mean = average_checkpoints([tmp_path / "0", tmp_path / "1"])
+    assert branches[0] is not None
+    assert branches[1] is not None
+    for part in ("weights", "average"):
+        for name, value in getattr(mean, part).items():
+            expected = (getattr(branches[0], part)[name] + getattr(branches[1], part)[name]) / 2
+            torch.testing.assert_close(value, expected)
+    save_checkpoint(tmp_path / "mean", mean)
+    data = LabelledGroupDataset([], 56, 2)
+    assert train(AgreementObjective(settings(0)), data, settings(0), tmp_path / "mean", steps=3).step == 3
 
 
 def test_exports_load_with_plain_transformers(tmp_path: Path):

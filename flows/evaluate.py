@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from prefect import flow
 from pydantic import BaseModel
 
@@ -11,10 +13,12 @@ from rfss_core.errors import SettingsError
 from rfss_core.quality import METRICS_LIBRARY, Split, split_patients
 from rfss_core.settings import SUPERVISED, LabelSettings
 from tasks.embed import embed
-from tasks.index import build_index
+from tasks.index import build_index, support_table
 from tasks.ingest import ingest
+from tasks.patches import embed_patches
 from tasks.quality import measure
 from tasks.segment import segment
+from tasks.served import set_aside
 from tasks.summary import jsonable
 from tasks.train import train
 
@@ -51,6 +55,8 @@ class Evaluation(BaseModel):
     support_slices: int
     support_patients: int
     test_patients: int
+    refused: int
+    """Test cases that retrieval could not serve with k support slices; they are not measured."""
     models: dict[str, str]
     """sha256 of the weights."""
     metrics: str
@@ -83,10 +89,14 @@ def evaluate(
         split = choose_patients(manifest.cases["patient"].tolist(), settings, test_patients, support_patients)
         embeddings = embed(run, manifest)
         index = build_index(run, manifest, embeddings, split)
+        if settings.retrieval.needs_patches:
+            patches = embed_patches(run, index.key, support_table(run.workspace, index))
+            index = dataclasses.replace(index, patches=patches)
         network = train(run, index) if settings.segmentation.segmenter in SUPERVISED else None
         masks = segment(run, manifest, embeddings, index, list(index.held_out_cases), network)
+        manifest = set_aside(run, manifest, masks.refused)
         quality = measure(run, manifest, index, masks)
-    tested = manifest.cases[manifest.cases["case_id"].isin(index.held_out_cases)]
+    tested = manifest.cases[manifest.cases["case_id"].isin([case_id for case_id, _, _ in masks.cases()])]
     return Evaluation(
         dice={name: jsonable(part.mean) for name, part in quality.summary.dice.items()},
         hd95={name: jsonable(part.mean) for name, part in quality.summary.hd95.items()},
@@ -111,6 +121,7 @@ def evaluate(
         support_slices=index.n_slices,
         support_patients=len(split.support),
         test_patients=len(split.held_out),
+        refused=len(masks.refused),
         models={"embedding": embeddings.digest, "segmentation": masks.digest},
         metrics=METRICS_LIBRARY,
         code=code_version(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 from prefect import flow
@@ -14,12 +15,14 @@ from rfss_core.segmentation.factory import baseline_error
 from rfss_core.settings import BASELINES, LabelSettings
 from rfss_core.store import Manifest
 from tasks.embed import embed
-from tasks.index import build_index
+from tasks.index import build_index, support_table
 from tasks.ingest import ingest
+from tasks.patches import embed_patches
 from tasks.publish import publish
 from tasks.quality import measure
 from tasks.register import register
 from tasks.segment import segment
+from tasks.served import set_aside
 from tasks.summary import Summary
 
 
@@ -52,7 +55,11 @@ def label_dataset(settings: LabelSettings) -> Summary:
         split = split_patients(labelled["patient"].tolist(), settings.held_out, settings.seed)
         embeddings = embed(run, manifest)
         index = build_index(run, manifest, embeddings, split)
+        if settings.retrieval.needs_patches:
+            patches = embed_patches(run, index.key, support_table(run.workspace, index))
+            index = dataclasses.replace(index, patches=patches)
         masks = segment(run, manifest, embeddings, index, [*unlabelled, *index.held_out_cases])
+        manifest = set_aside(run, manifest, masks.refused)
         quality = measure(run, manifest, index, masks)
         dataset = publish(run, manifest, embeddings, index, masks, quality)
         summary = register(run, manifest, embeddings, index, masks, quality, dataset, started)

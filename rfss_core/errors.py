@@ -148,6 +148,12 @@ class SupportError(RfssError, ValueError):
     reason = "bad_support"
 
 
+class TooFewSupportsError(SupportError, LookupError):
+    """Fewer support slices than asked for are left where a query's filter holds."""
+
+    reason = "too_few_supports"
+
+
 class ExecutionError(RfssError, RuntimeError):
     """Chunks failed for good; the run can be resumed after the cause is mended."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +119,7 @@ class FewShotSegmenter:
 
         Raises:
             SupportError: the embeddings it already has cannot be this embedder's.
+            SettingsError: a filter on a column or class that the support set does not have.
         """
         limit = self.settings.retrieval.support_slices
         if limit is not None:
@@ -135,27 +136,40 @@ class FewShotSegmenter:
                 f"the support set's embeddings have {support.embeddings.shape[1]} components, but "
                 f"'{self.embedder.name}' makes {self.embedder.dim}; build the set without embeddings"
             )
+        if self.settings.retrieval.needs_patches and not support.has_patches:
+            tokens = [self._patches([support.image(i)])[0] for i in range(len(support))]
+            support = support.with_patches(tokens.__getitem__)
         self._retriever = Retriever(support, self.settings.retrieval, self.settings.seed)
         self._support = support
         return self
 
-    def segment(self, image: npt.ArrayLike, k: int | None = None, patient: str | None = None) -> Result:
+    def segment(
+        self,
+        image: npt.ArrayLike,
+        k: int | None = None,
+        patient: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Result:
         """Segment one slice.
 
         Args:
             image: [H, W] or [H, W, 3]; floats in [0, 1], or uint8.
             k: support slices to retrieve. Default: the settings', else the preset's.
             patient: the slice's patient, whose own support slices are then not used.
+            metadata: the slice's values of the columns that ``retrieval.filter.match`` compares.
 
         Returns:
             The label map and its provenance.
 
         Raises:
-            SupportError: before :meth:`fit`, or no support slice of another patient is left.
+            SupportError: before :meth:`fit`.
+            TooFewSupportsError: patient and filter leave fewer slices than the k that was asked for, here or in the
+                settings, or none (the preset's k is a wish: what is left serves).
             GeometryError: the image is not one slice.
             PixelError: NaN, infinite or unscaled pixels.
         """
-        return self.segment_many([image], k=k, patients=[patient])[0]
+        own = None if metadata is None else [metadata]
+        return self.segment_many([image], k=k, patients=[patient], metadata=own)[0]
 
     def segment_many(
         self,
@@ -163,6 +177,7 @@ class FewShotSegmenter:
         k: int | None = None,
         patients: Sequence[str | None] | None = None,
         volumes: Sequence[int] | None = None,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[Result]:
         """Segment slices in batches, sharing the memories of support slices that serve several of them.
 
@@ -172,12 +187,14 @@ class FewShotSegmenter:
             patients: patient of each slice, or None. Default: none are known.
             volumes: slices of each volume, where the images are whole volumes one after another; only
                 ``segmentation.volume_memories`` looks at it.
+            metadata: each slice's values of the columns that ``retrieval.filter.match`` compares.
 
         Returns:
             One result an image, in order.
 
         Raises:
-            SupportError: before :meth:`fit`, or no support slice of another patient is left for one of the images.
+            SupportError: before :meth:`fit`.
+            TooFewSupportsError: see :meth:`segment`.
             GeometryError: an image is not one slice.
             PixelError: NaN, infinite or unscaled pixels.
             SettingsError: k below 1, or as many patients as images were not given, or volumes that do not
@@ -190,7 +207,16 @@ class FewShotSegmenter:
         owners = list(patients) if patients is not None else [None] * len(slices)
         # The content names a query, so that a random draw does not depend on its place in the list.
         names = [digest_array(image) for image in slices]
-        neighbours = retriever.search(self.embedder.embed(slices), names, owners, self.k if k is None else k)
+        asked = self.settings.k if k is None else k
+        neighbours = retriever.search(
+            self.embedder.embed(slices),
+            names,
+            owners,
+            self.k if k is None else k,
+            metadata=metadata,
+            patches=self._patches(slices) if self.settings.retrieval.needs_patches else None,
+            fewer=asked is None,
+        )
         segmented = self.segmenter.segment(slices, neighbours, support, volumes=volumes, keep_logits=False)
         return [
             Result(
@@ -202,6 +228,9 @@ class FewShotSegmenter:
             )
             for found, segmentation in zip(neighbours, segmented, strict=True)
         ]
+
+    def _patches(self, slices: Sequence[npt.ArrayLike]) -> list[npt.NDArray[np.float16]]:
+        return [tokens.astype(np.float16) for tokens in self.embedder.embed_patches(slices)]
 
     def _fitted(self) -> tuple[SupportSet, Retriever]:
         if self._support is None or self._retriever is None:

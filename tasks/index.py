@@ -13,10 +13,13 @@ from rfss_core.errors import SettingsError
 from rfss_core.presets import PRESETS
 from rfss_core.quality import Split
 from rfss_core.retrieval import SupportSet
+from rfss_core.retrieval.filter import SupportFilter
+from rfss_core.retrieval.metadata import filter_columns, unprefixed
 from rfss_core.store import Manifest, Workspace
 from tasks.chunks import finish_chunk
 from tasks.embed import STAGE as EMBED_STAGE
 from tasks.embed import Embeddings
+from tasks.patches import Patches
 from tasks.run import STAGE_TASK, ChunkReport, Run
 
 STAGE = "index"
@@ -34,6 +37,12 @@ class SupportIndex:
     support_cases: tuple[str, ...]
     held_out_cases: tuple[str, ...]
     k: int
+    exact_k: bool = False
+    """Whether the user asked for this k: a query with fewer supports is then set aside, not served by fewer."""
+    metadata_digest: str = ""
+    """Digest of what the filter compares of all cases, queries too."""
+    patches: Patches | None = None
+    """The support slices' patch tokens, where the strategy compares them."""
 
     @property
     def held_out_digest(self) -> str:
@@ -41,12 +50,19 @@ class SupportIndex:
         return digest_json(list(self.held_out_cases))
 
 
+def support_table(workspace: Workspace, index: SupportIndex) -> pd.DataFrame:
+    """Return the stored support slices, sorted by case and place."""
+    return workspace.stage(STAGE, index.key).read_table("support", "slices")
+
+
 def open_support(workspace_url: str, index: SupportIndex) -> SupportSet:
-    """Open the stored support set; images and masks are read when asked for."""
+    """Open the stored support set; images, masks and patch tokens are read when asked for."""
     workspace = Workspace.open(workspace_url)
     stage = workspace.stage(STAGE, index.key)
-    support = _support_set(workspace, stage.read_table("support", "slices"), dict(index.classes))
-    return support.with_embeddings(stage.read_array("support", "embeddings"))
+    table = support_table(workspace, index)
+    support = _support_set(workspace, table, dict(index.classes))
+    support = support.with_embeddings(stage.read_array("support", "embeddings"))
+    return support if index.patches is None else support.with_patches(index.patches.reader(workspace, table))
 
 
 def _support_set(workspace: Workspace, table: pd.DataFrame, classes: dict[int, str]) -> SupportSet:
@@ -59,6 +75,7 @@ def _support_set(workspace: Workspace, table: pd.DataFrame, classes: dict[int, s
         read_mask=lambda item: workspace.case(cases[item]).read_labels(rows[item], rows[item] + 1)[0],
         class_presence=[[value in present for value in sorted(classes)] for present in table["classes"]],
         item_digests=table["digest"].tolist(),
+        metadata=unprefixed(table),
     )
 
 
@@ -76,7 +93,7 @@ def build_index(run: Run, manifest: Manifest, embeddings: Embeddings, split: Spl
         The stored support set's description.
 
     Raises:
-        SettingsError: a k above the size of the support set.
+        SettingsError: a filter that names what the support set does not have, or that leaves fewer slices than k.
     """
     settings = run.settings
     with run.stage(STAGE) as stage:
@@ -86,22 +103,8 @@ def build_index(run: Run, manifest: Manifest, embeddings: Embeddings, split: Spl
         values = sorted({int(value) for present in labelled["classes"] for value in present})
         names = settings.imaging.classes or {}
         classes = {value: names.get(value, str(value)) for value in values}
-        table = manifest.slices[manifest.slices["case_id"].isin(support_cases["case_id"])]
-        table = table.merge(support_cases[["case_id", "patient", "pixel_digest", "label_digest"]], on="case_id")
-        table = table.sort_values(["case_id", "z"]).reset_index(drop=True)
-        # The settings decide how stored pixels become a slice's values.
-        imaging = settings.imaging.model_dump(mode="json")
-        table["digest"] = [
-            digest_json([row["pixel_digest"], row["label_digest"], row["z"], imaging])
-            for row in table.to_dict(orient="records")
-        ]
-        if settings.retrieval.support_slices is not None:
-            drawn = _support_set(run.workspace, table, classes).draw(settings.retrieval.support_slices, settings.seed)
-            table = table.iloc[drawn].reset_index(drop=True)
-        if settings.k is not None and settings.k > len(table):
-            raise SettingsError(
-                f"k is {settings.k}, but the support set has only {len(table)} slices; lower --k, or label more"
-            )
+        table = _support_table(run, manifest, support_cases, classes)
+        left = _left_by_filter(run, table, classes)
         where, stored = embeddings.chunk_of_case, run.workspace.stage(EMBED_STAGE, embeddings.key)
         vectors = np.concatenate(
             [
@@ -109,13 +112,15 @@ def build_index(run: Run, manifest: Manifest, embeddings: Embeddings, split: Spl
                 for case_id, group in table.groupby("case_id", sort=True)
             ]
         )
-        digest = digest_json([table["digest"].tolist(), table["patient"].tolist(), sorted(classes.items())])
+        content = [table["digest"].tolist(), table["patient"].tolist(), sorted(classes.items())]
+        metadata = unprefixed(table).to_dict(orient="list")
+        digest = digest_json([*content, metadata] if metadata else content)
         key = digest_json([digest, embeddings.key])[:16]
         store = run.workspace.stage(STAGE, key)
         stage.started(1, unit="support set")
         report = ChunkReport("support", len(table))
         if store.trusted("support", "support") is None:
-            columns = table[["slice_id", "case_id", "z", "patient", "classes", "digest"]]
+            columns = table.drop(columns=["foreground", "pixel_digest", "label_digest"])
             report = finish_chunk(store, "support", len(table), {"embeddings": vectors}, {"slices": columns})
         stage.finished(report)
         stage.note = f"{len(table)} support slices of {len(split.support)} patients"
@@ -126,5 +131,51 @@ def build_index(run: Run, manifest: Manifest, embeddings: Embeddings, split: Spl
         len(table),
         tuple(support_cases["case_id"]),
         tuple(held_out["case_id"]),
-        settings.k or min(PRESETS[settings.preset].k, len(table)),
+        settings.k or min(PRESETS[settings.preset].k, left),
+        exact_k=settings.k is not None,
+        metadata_digest=_metadata_digest(run, manifest),
     )
+
+
+def _support_table(run: Run, manifest: Manifest, support_cases: pd.DataFrame, classes: dict[int, str]) -> pd.DataFrame:
+    """Return the support slices, with what the filter compares: all of the cases', or as many as the settings draw."""
+    settings = run.settings
+    table = manifest.slices[manifest.slices["case_id"].isin(support_cases["case_id"])]
+    table = table.merge(support_cases[["case_id", "patient", "pixel_digest", "label_digest"]], on="case_id")
+    table = table.merge(filter_columns(support_cases, settings.retrieval), on="case_id")
+    table = table.sort_values(["case_id", "z"]).reset_index(drop=True)
+    # The settings decide how stored pixels become a slice's values.
+    imaging = settings.imaging.model_dump(mode="json")
+    table["digest"] = [
+        digest_json([row["pixel_digest"], row["label_digest"], row["z"], imaging])
+        for row in table.to_dict(orient="records")
+    ]
+    if settings.retrieval.support_slices is not None:
+        drawn = _support_set(run.workspace, table, classes).draw(settings.retrieval.support_slices, settings.seed)
+        table = table.iloc[drawn].reset_index(drop=True)
+    return table
+
+
+def _left_by_filter(run: Run, table: pd.DataFrame, classes: dict[int, str]) -> int:
+    """Return how many support slices the filter leaves, before any query's own patient and values are looked at."""
+    settings = run.settings
+    chosen = SupportFilter(settings.retrieval.filter, _support_set(run.workspace, table, classes))
+    left, where = int(chosen.rows.sum()), chosen.describe()
+    if left < (settings.k or 1):
+        has = (
+            f"only {left} of {len(table)} support slices are left where {where}"
+            if where
+            else (f"the support set has only {len(table)} slices")
+        )
+        raise SettingsError(
+            f"k is {settings.k or PRESETS[settings.preset].k}, but {has}; lower --k, "
+            f"{'widen the filter, ' if where else ''}or label more"
+        )
+    return left
+
+
+def _metadata_digest(run: Run, manifest: Manifest) -> str:
+    settings = run.settings.retrieval
+    if not settings.filter.match:
+        return ""
+    return digest_json(filter_columns(manifest.cases, settings).to_dict(orient="list"))

@@ -51,6 +51,7 @@ def fingerprint(run: Run, manifest: Manifest, embeddings: Embeddings, index: Sup
             "inputs": manifest.digest,
             "support": index.digest,
             "held_out": index.held_out_digest,
+            "metadata": index.metadata_digest,
             "weights": [embeddings.digest, masks.digest],
             "settings": run.settings.scientific(),
             "code": code_version(),
@@ -64,11 +65,11 @@ def publish_chunk(job: PublishJob, unit: SegmentUnit) -> ChunkReport:
     masks = workspace.stage(SEGMENT_STAGE, job.masks_key)
     started = time.perf_counter()
     rows = []
-    for case_id, held_out in zip(unit.chunk.case_ids, unit.held_out, strict=True):
+    for case_id, held_out in unit.cases():
         if held_out:
             continue
         case = workspace.case(case_id)
-        labels = np.asarray(masks.read_array(unit.chunk.id, f"{case_id}/labels"), dtype=np.uint8)
+        labels = np.asarray(masks.read_array(unit.id, f"{case_id}/labels"), dtype=np.uint8)
         path = f"{case.name}{case.grid.suffix}"
         data = _encoded(labels, case.grid)
         workspace.files.write_bytes(f"{job.folder}/{path}", data)

@@ -145,20 +145,32 @@ def summarise_run(
             "embedding": ModelPart(name=embeddings.model, digest=embeddings.digest, trained=embeddings.trained),
             "segmentation": ModelPart(name=masks.model, digest=masks.digest, trained=masks.trained),
         },
-        warnings=_warnings(manifest, embeddings, masks, quality),
+        warnings=_warnings(manifest, embeddings, index, masks, quality),
         seconds=dict(run.seconds),
         mlflow_run_id=None,
         report="report/index.html",
     )
 
 
-def _warnings(manifest: Manifest, embeddings: Embeddings, masks: Masks, quality: QualityOutcome) -> list[str]:
+def _warnings(
+    manifest: Manifest, embeddings: Embeddings, index: SupportIndex, masks: Masks, quality: QualityOutcome
+) -> list[str]:
     notes = []
     untrained = [model.model for model in (embeddings, masks) if not model.trained]
     if untrained:
         notes.append(
             f"{UNTRAINED}: {', '.join(untrained)} built from a fixed seed; these pseudo-labels only exercise the "
             "pipeline. Use a preset with trained models"
+        )
+    if masks.refused:
+        notes.append(
+            f"{len(masks.refused)} cases were set aside because fewer than k = {index.k} support slices are left for "
+            f"them; first: {masks.refused[0].name}: {masks.refused[0].message}"
+        )
+    if masks.underserved:
+        notes.append(
+            f"{masks.underserved} cases have slices that fewer than k = {index.k} support slices served, "
+            f"{masks.fewest} at least: the filter and their own patient leave no more"
         )
     ours, floor = quality.summary.dice["mean"].mean, quality.fusion_summary.dice["mean"].mean
     if ours is not None and floor is not None and ours < floor:

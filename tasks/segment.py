@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -16,19 +16,25 @@ from prefect import task
 from rfss_core.code import code_version
 from rfss_core.datasets import provenance_table
 from rfss_core.digest import digest_json
+from rfss_core.errors import CaseError, TooFewSupportsError
+from rfss_core.imaging import Quarantined
 from rfss_core.quality import SegmentedCase, case_signals
 from rfss_core.retrieval import Neighbours, Retriever, SupportSet
+from rfss_core.retrieval.metadata import filter_columns, unprefixed
 from rfss_core.segmentation import Segmentation, Segmenter
 from rfss_core.segmentation.factory import baseline_error
 from rfss_core.segmentation.points import PointPromptSegmenter
-from rfss_core.settings import BASELINES, PresetName, RetrievalSettings, SegmentationSettings
+from rfss_core.settings import BASELINES, EmbeddingSettings, PresetName, RetrievalSettings, SegmentationSettings
+from rfss_core.settings.retrieval import Scalar
 from rfss_core.store import Chunk, Manifest, StoredCase, Workspace, plan_chunks
+from rfss_core.store.manifest import slice_id
 from tasks.chunks import finish_chunk, pending
 from tasks.embed import STAGE as EMBED_STAGE
 from tasks.embed import Embeddings
 from tasks.index import SupportIndex, open_support
-from tasks.models import Network, network_for, point_segmenter_for, segmenter_for, segmenter_name
+from tasks.models import Network, embedder_for, network_for, point_segmenter_for, segmenter_for, segmenter_name
 from tasks.run import STAGE_TASK, ChunkReport, Run
+from tasks.served import SERVED, ServedCases, read_served, refused_cases
 
 STAGE = "segment"
 
@@ -40,11 +46,21 @@ class SegmentUnit:
     chunk: Chunk
     embed_chunks: tuple[str, ...]
     held_out: tuple[bool, ...]
+    matched: tuple[tuple[tuple[str, Scalar], ...], ...] = ()
+    """For each case its values of the columns that the filter matches; empty where it matches none."""
+    refused: frozenset[str] = frozenset()
+    """Cases that retrieval could not serve; known once the chunk is done."""
 
     @property
     def id(self) -> str:
-        """The chunk's id."""
-        return self.chunk.id
+        """Digest of the chunk's input: the chunk's id, and the values that the filter matches."""
+        return digest_json([self.chunk.id, self.matched])[:16] if self.matched else self.chunk.id
+
+    def cases(self) -> Iterator[tuple[str, bool]]:
+        """Yield (case id, held out) of the cases that were served."""
+        for case_id, held_out in zip(self.chunk.case_ids, self.held_out, strict=True):
+            if case_id not in self.refused:
+                yield case_id, held_out
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,7 @@ class SegmentJob:
     preset: PresetName
     k: int
     seed: int
+    embedding: EmbeddingSettings
     retrieval: RetrievalSettings
     segmentation: SegmentationSettings
     network: Network | None = None
@@ -73,12 +90,18 @@ class Masks:
     model: str
     digest: str
     trained: bool
+    refused: tuple[Quarantined, ...] = ()
+    """Cases that retrieval could not serve."""
+    underserved: int = 0
+    """Cases with a slice that fewer than k support slices served, because patient and filter left no more."""
+    fewest: int = 0
+    """Support slices that served a slice of a case, at least."""
 
     def cases(self) -> Iterator[tuple[str, str, bool]]:
-        """Yield (case id, chunk id, held out)."""
+        """Yield (case id, unit id, held out) of the cases that have masks."""
         for unit in self.units:
-            for case_id, held_out in zip(unit.chunk.case_ids, unit.held_out, strict=True):
-                yield case_id, unit.chunk.id, held_out
+            for case_id, held_out in unit.cases():
+                yield case_id, unit.id, held_out
 
 
 @dataclass
@@ -106,9 +129,10 @@ def segment_chunk(job: SegmentJob, unit: SegmentUnit) -> ChunkReport:
     arrays: dict[str, npt.NDArray[Any]] = {}
     slice_rows: list[pd.DataFrame] = []
     case_rows: list[dict[str, Any]] = []
+    served = ServedCases()
     read_s = compute_s = 0.0
     clock = time.perf_counter()
-    for wave in _waves(job, unit, workspace):
+    for wave in _waves(job, unit, workspace, served):
         read_s += time.perf_counter() - clock
         clock = time.perf_counter()
         slices = [image for query in wave for image in query.slices]
@@ -135,8 +159,13 @@ def segment_chunk(job: SegmentJob, unit: SegmentUnit) -> ChunkReport:
         compute_s += time.perf_counter() - clock
         clock = time.perf_counter()
     store = workspace.stage(STAGE, job.key)
-    tables = {"slices": pd.concat(slice_rows, ignore_index=True), "cases": pd.DataFrame(case_rows)}
-    return finish_chunk(store, unit.id, unit.chunk.n_slices, arrays, tables, read_s=read_s, compute_s=compute_s)
+    tables = {
+        "slices": pd.concat(slice_rows, ignore_index=True) if slice_rows else pd.DataFrame(),
+        "cases": pd.DataFrame(case_rows, columns=None if case_rows else ["case_id"]),
+        SERVED: served.table(),
+    }
+    report = finish_chunk(store, unit.id, unit.chunk.n_slices, arrays, tables, read_s=read_s, compute_s=compute_s)
+    return replace(report, quarantined=tuple(refused_cases(tables[SERVED])))
 
 
 def _segmenter(
@@ -149,22 +178,62 @@ def _segmenter(
     return segmenter_for(settings, preset, workspace)
 
 
-def _waves(job: SegmentJob, unit: SegmentUnit, workspace: Workspace) -> Iterator[list[_Query]]:
-    """Read the chunk's cases in groups that fill the model's batches without holding the whole chunk."""
-    _, retriever = _retrieval(job)
+def _waves(job: SegmentJob, unit: SegmentUnit, workspace: Workspace, served: ServedCases) -> Iterator[list[_Query]]:
+    """Read the chunk's cases in groups that fill the model's batches without holding the whole chunk.
+
+    Says in ``served``, case by case, how many support slices serve it, or why none do.
+    """
     embeddings = workspace.stage(EMBED_STAGE, job.embed_key)
     wave: list[_Query] = []
-    for case_id, embed_chunk, held_out in zip(unit.chunk.case_ids, unit.embed_chunks, unit.held_out, strict=True):
+    matched = unit.matched or ((),) * len(unit.held_out)
+    for case_id, embed_chunk, held_out, values in zip(
+        unit.chunk.case_ids, unit.embed_chunks, unit.held_out, matched, strict=True
+    ):
         case = workspace.case(case_id)
         vectors = embeddings.read_array(embed_chunk, case_id).astype(np.float32)
-        ids = [f"{case_id}:{z:05d}" for z in range(case.n_slices)]
-        neighbours = retriever.search(vectors, ids, [case.patient] * len(ids), job.k)
-        wave.append(_Query(case, case.read_slices(), neighbours, ids, held_out))
+        slices = case.read_slices()
+        try:
+            query = _retrieve(job, case, slices, vectors, held_out=held_out, metadata=dict(values))
+        except (CaseError, TooFewSupportsError) as error:
+            served.refuse(case, error)
+            continue
+        served.serve(case, query.neighbours)
+        wave.append(query)
         if sum(len(query.ids) for query in wave) >= 2 * job.segmentation.batch_size:
             yield wave
             wave = []
     if wave:
         yield wave
+
+
+def _retrieve(
+    job: SegmentJob,
+    case: StoredCase,
+    slices: npt.NDArray[np.float32],
+    vectors: npt.NDArray[np.float32],
+    *,
+    held_out: bool,
+    metadata: dict[str, Scalar],
+) -> _Query:
+    _, retriever = _retrieval(job)
+    ids = [slice_id(case.case_id, z) for z in range(len(slices))]
+    # Only a query without a label may be served by slices of its own patient, and only where the settings say so.
+    own = job.retrieval.filter.own_patient == "unlabelled" and not held_out
+    patches = None
+    if job.retrieval.needs_patches:
+        embedder = embedder_for(job.embedding, job.preset, job.segmentation.device)
+        # As stored for the support slices.
+        patches = [one.astype(np.float16) for one in embedder.embed_patches(list(slices), job.embedding.batch_size)]
+    neighbours = retriever.search(
+        vectors,
+        ids,
+        [None if own else case.patient] * len(ids),
+        job.k,
+        metadata=[metadata] * len(ids),
+        patches=patches,
+        fewer=not job.index.exact_k,
+    )
+    return _Query(case, slices, neighbours, ids, held_out)
 
 
 class _Evidence:
@@ -202,6 +271,7 @@ class _Evidence:
             labels=self._labels,
             object_score=self._object_score,
             predicted_iou=self._predicted_iou,
+            serving=[[np.isin(hit.indices, hit.for_class(value)) for value in support.class_values] for hit in hits],
         )
 
 
@@ -224,8 +294,12 @@ def segment(
         case_ids: what to segment; a baseline takes held-out cases alone.
         network: of a supervised baseline.
 
+    Returns:
+        Where the masks are, and which cases were set aside because retrieval could not serve them.
+
     Raises:
         SettingsError: a baseline was to label a case that is not held out.
+        TooManyQuarantinedError: more of the cases were set aside than the settings allow.
     """
     settings = run.settings
     if settings.segmentation.segmenter in BASELINES and not set(case_ids) <= set(index.held_out_cases):
@@ -246,11 +320,13 @@ def segment(
         chunks = plan_chunks(manifest.cases[manifest.cases["case_id"].isin(case_ids)])
         where = embeddings.chunk_of_case
         held_out = set(index.held_out_cases)
+        matched = _matched(run, manifest)
         units = [
             SegmentUnit(
                 chunk,
                 tuple(where[case_id] for case_id in chunk.case_ids),
                 tuple(case_id in held_out for case_id in chunk.case_ids),
+                tuple(matched[case_id] for case_id in chunk.case_ids if matched),
             )
             for chunk in chunks
         ]
@@ -262,12 +338,37 @@ def segment(
             settings.preset,
             index.k,
             settings.seed,
+            settings.embedding,
             settings.retrieval,
             settings.segmentation,
             network,
         )
-        todo = pending(run.workspace.stage(STAGE, key), units)
+        store = run.workspace.stage(STAGE, key)
+        todo = pending(store, units)
         stage.run_chunks(partial(segment_chunk, job), todo, done=len(units) - len(todo))
         name = segmenter_name(settings.segmentation, settings.preset)
         stage.note = name if segmenter.trained else f"{name}, untrained"
-    return Masks(key, tuple(units), name, segmenter.digest, segmenter.trained)
+    served = read_served(run, store, [unit.id for unit in units])
+    units = [replace(unit, refused=served.refused_ids & set(unit.chunk.case_ids)) for unit in units]
+    return Masks(
+        key,
+        tuple(units),
+        name,
+        segmenter.digest,
+        segmenter.trained,
+        served.refused,
+        underserved=sum(n < index.k for n in served.fewest),
+        fewest=min(served.fewest, default=0),
+    )
+
+
+def _matched(run: Run, manifest: Manifest) -> dict[str, tuple[tuple[str, Scalar], ...]]:
+    """Return each case's values of the columns that the filter matches; empty where it matches none."""
+    settings = run.settings.retrieval
+    names = settings.filter.match
+    if not names:
+        return {}
+    table = filter_columns(manifest.cases, settings)
+    columns = unprefixed(table)
+    values = [tuple((name, row[name]) for name in names) for row in columns.to_dict(orient="records")]
+    return dict(zip(table["case_id"], values, strict=True))

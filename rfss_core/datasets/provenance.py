@@ -35,6 +35,7 @@ def provenance_table(
     predicted_iou: npt.NDArray[np.floating[Any]],
     support_ids: Sequence[Sequence[str]],
     distances: Sequence[Sequence[float] | npt.NDArray[np.floating[Any]]],
+    serving: Sequence[Sequence[npt.NDArray[np.bool_]]] | None = None,
 ) -> pd.DataFrame:
     """Tabulate one case's provenance, one row a slice and class.
 
@@ -46,6 +47,7 @@ def provenance_table(
         predicted_iou: the model's own estimate of the IoU [Z, C]; NaN where the segmenter has none.
         support_ids: ids of the retrieved support slices, nearest first, of each slice.
         distances: their squared L2 distances.
+        serving: for each slice and class, which of these supports serve the class. Default: all.
 
     Returns:
         A table with the columns of :data:`PROVENANCE_SCHEMA`, ordered by slice, then class.
@@ -61,6 +63,8 @@ def provenance_table(
         )
     if [len(ids) for ids in support_ids] != [len(row) for row in distances] or len(support_ids) != depth:
         raise InputError(f"case '{case_id}' has {depth} slices: each needs as many support ids as distances")
+    rows = [(z, c) for z in range(depth) for c in range(len(classes))]
+    serves = [np.ones(len(support_ids[z]), np.bool_) if serving is None else serving[z][c] for z, c in rows]
     voxels = np.stack([(labels == value).sum(axis=(1, 2)) for value in classes], axis=1)
     count = len(classes)
     return pd.DataFrame(
@@ -71,8 +75,14 @@ def provenance_table(
             "voxels": voxels.ravel().astype(np.int64),
             "object_score": object_score.astype(np.float32).ravel(),
             "predicted_iou": predicted_iou.astype(np.float32).ravel(),
-            "support_ids": [list(ids) for ids in support_ids for _ in range(count)],
-            "distances": [[float(value) for value in row] for row in distances for _ in range(count)],
+            "support_ids": [
+                [name for name, used in zip(support_ids[z], own, strict=True) if used]
+                for (z, _), own in zip(rows, serves, strict=True)
+            ],
+            "distances": [
+                [float(value) for value, used in zip(distances[z], own, strict=True) if used]
+                for (z, _), own in zip(rows, serves, strict=True)
+            ],
         },
         columns=PROVENANCE_SCHEMA.names,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,9 +47,15 @@ class Embedder(Protocol):
         """Return L2-normalised embeddings float32 [N, D] of slices [H, W] or [H, W, 3] in [0, 1]."""
         ...
 
+    def embed_patches(
+        self, slices: Sequence[npt.ArrayLike], batch_size: int | None = None
+    ) -> list[npt.NDArray[np.float32]]:
+        """Return L2-normalised patch tokens float32 [h, w, D] of each slice."""
+        ...
+
 
 class Dinov2Embedder:
-    """The class token of DINOv2, with or without registers (Oquab et al., 2023; Darcet et al., 2023).
+    """The class and patch tokens of DINOv2, with or without registers (Oquab et al., 2023; Darcet et al., 2023).
 
     Args:
         reference: verified weights.
@@ -72,6 +78,7 @@ class Dinov2Embedder:
         self._patch = _side(config.patch_size, reference, "patch_size")
         self._short_side = reference.input_side() or _side(config.image_size, reference, "image_size")
         self._dim = int(config.hidden_size)
+        self._patches_from = 1 + int(getattr(config, "num_register_tokens", 0))
 
     @property
     def name(self) -> str:
@@ -104,7 +111,6 @@ class Dinov2Embedder:
         """The weights: their files' sha256 and, for a hub model, the commit."""
         return self._reference
 
-    @torch.inference_mode()
     def embed(self, slices: Sequence[npt.ArrayLike], batch_size: int | None = None) -> npt.NDArray[np.float32]:
         """Embed slices.
 
@@ -123,22 +129,58 @@ class Dinov2Embedder:
             PixelError: NaN, infinite or unscaled pixels.
             ModelError: the model returned numbers that are not finite.
         """
+        result = np.empty((len(slices), self._dim), dtype=np.float32)
+        for rows, _, tokens in self._forward(slices, batch_size):
+            result[rows] = self._normalised(tokens[:, 0])
+        return result
+
+    def embed_patches(
+        self, slices: Sequence[npt.ArrayLike], batch_size: int | None = None
+    ) -> list[npt.NDArray[np.float32]]:
+        """Return each patch's own token: what is where in a slice.
+
+        Args:
+            slices: as for :meth:`embed`.
+            batch_size: slices in one forward pass. Default: the embedder's.
+
+        Returns:
+            For each slice float32 [h, w, D], L2-normalised: one token for each patch of the resized slice.
+
+        Raises:
+            GeometryError: a slice of another shape.
+            PixelError: NaN, infinite or unscaled pixels.
+            ModelError: the model returned numbers that are not finite.
+        """
+        found: dict[int, npt.NDArray[np.float32]] = {}
+        for rows, (height, width), tokens in self._forward(slices, batch_size):
+            grid = (height // self._patch, width // self._patch)
+            patches = self._normalised(tokens[:, self._patches_from :])
+            found.update(zip(rows, patches.reshape(len(rows), *grid, self._dim), strict=True))
+        return [found[i] for i in range(len(slices))]
+
+    def _forward(
+        self, slices: Sequence[npt.ArrayLike], batch_size: int | None
+    ) -> Iterator[tuple[list[int], tuple[int, int], torch.Tensor]]:
+        """Yield, a batch of equally sized slices at a time, their positions, size and tokens [n, T, D]."""
         size = batch_size or self.batch_size
         images = [as_slice(image, f"slice {i}") for i, image in enumerate(slices)]
         by_shape: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(images):
             shape = preprocessing.fitted_shape(image.shape[0], image.shape[1], self._short_side, self._patch)
             by_shape.setdefault(shape, []).append(i)
-        result = np.empty((len(images), self._dim), dtype=np.float32)
         for shape, members in by_shape.items():
             for start in range(0, len(members), size):
                 rows = members[start : start + size]
                 pixels = torch.stack([preprocessing.preprocess(images[i], shape) for i in rows]).to(self._device)
-                tokens = self._model(pixel_values=pixels).last_hidden_state[:, 0].double()
-                result[rows] = torch.nn.functional.normalize(tokens, dim=1).float().cpu().numpy()
-        if not np.isfinite(result).all():
+                with torch.inference_mode():
+                    tokens = self._model(pixel_values=pixels).last_hidden_state
+                yield rows, shape, tokens
+
+    def _normalised(self, tokens: torch.Tensor) -> npt.NDArray[np.float32]:
+        unit: npt.NDArray[np.float32] = torch.nn.functional.normalize(tokens.double(), dim=-1).float().cpu().numpy()
+        if not np.isfinite(unit).all():
             raise ModelError(f"model '{self.name}' returned embeddings that are not finite; its weights are damaged")
-        return result
+        return unit
 
 
 def load_embedder(settings: EmbeddingSettings, preset: Preset, device: str = "auto") -> Dinov2Embedder:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 Kind = Literal["nifti", "dicom", "raster"]
-UNKNOWN_MODALITY = "unknown"
+UNKNOWN = "unknown"
+"""Modality or body part that the source does not tell."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class CaseSource:
     """The file, or the files of a DICOM series."""
     label: Path | None
     """The expert's label map, or None for a case to label."""
+    body_part: str = UNKNOWN
+    """DICOM BodyPartExamined (``HEART``, ``CHEST``, ...), else ``unknown``."""
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from rfss_core.errors import CaseError, GeometryError, UnreadableImageError
-from rfss_core.imaging.case import UNKNOWN_MODALITY
+from rfss_core.imaging.case import UNKNOWN
 from rfss_core.imaging.grid import SourceGrid, affine_grid
 from rfss_core.imaging.limits import check_voxels
 from rfss_core.imaging.nifti import header_geometry
 from rfss_core.settings import ImagingSettings
 
-_IDENTITY = ["SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "Modality", "PatientID", "Rows"]
+_IDENTITY = ["SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "Modality", "BodyPartExamined", "PatientID", "Rows"]
 """All that discovery ever reads of a file."""
 _GEOMETRY = [
     "Rows",
@@ -75,6 +75,7 @@ class DicomIdentity:
     series: str
     number: int | None
     modality: str
+    body_part: str
     patient: str
 
 
@@ -101,7 +102,8 @@ def identify(path: Path) -> DicomIdentity | None:
         return DicomIdentity(
             series=str(header.get("SeriesInstanceUID", "")),
             number=None if number is None else int(number),
-            modality=str(header.get("Modality") or UNKNOWN_MODALITY),
+            modality=str(header.get("Modality") or UNKNOWN),
+            body_part=str(header.get("BodyPartExamined") or "").strip() or UNKNOWN,
             patient=str(header.get("PatientID") or "").strip(),
         )
     except _BROKEN as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rfss_core.errors import InputError, InputNotFoundError, UnreadableImageError
-from rfss_core.imaging.case import UNKNOWN_MODALITY, CaseSource, Discovery, Kind, Quarantined
+from rfss_core.imaging.case import UNKNOWN, CaseSource, Discovery, Kind, Quarantined
 from rfss_core.imaging.dicom import DicomIdentity, identify, is_dicom
 from rfss_core.imaging.names import (
     EXTENSIONS,
@@ -30,7 +30,8 @@ class _Image:
     name: str
     kind: Kind
     files: tuple[Path, ...]
-    modality: str = UNKNOWN_MODALITY
+    modality: str = UNKNOWN
+    body_part: str = UNKNOWN
     patient: str = ""
 
 
@@ -169,7 +170,7 @@ def _series(
             unique = identity.number is not None and numbers[identity.number] == 1
             # The UID's last digits are a counter: they tell series of one study apart.
             name = f"{base}_series{identity.number}" if unique else f"{base}_series{uid.replace('.', '')[-12:]}"
-        images.append(_Image(name, "dicom", tuple(members), identity.modality, identity.patient))
+        images.append(_Image(name, "dicom", tuple(members), identity.modality, identity.body_part, identity.patient))
     return images
 
 
@@ -249,6 +250,7 @@ def _pair(
                     image.kind,
                     image.files if image.kind == "dicom" else image.files[0],
                     expert,
+                    image.body_part,
                 )
             )
     used = {label.name for chosen in partners.values() for label in chosen}

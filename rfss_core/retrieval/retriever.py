@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rfss_core.errors import PixelError, SettingsError, SupportError
-from rfss_core.retrieval.index import FlatIndex, VectorIndex, Vectors, squared_distances
+from rfss_core.errors import PixelError, SettingsError, SupportError, TooFewSupportsError
+from rfss_core.retrieval.filter import Metadata, SupportFilter
+from rfss_core.retrieval.index import FlatIndex, VectorIndex
 from rfss_core.retrieval.neighbours import Neighbours
+from rfss_core.retrieval.strategies import QueryGroup, Strategy, load_strategy
 from rfss_core.retrieval.support import SupportSet
 from rfss_core.retrieval.vectors import unit_vectors
 from rfss_core.settings import RetrievalSettings
@@ -19,45 +21,47 @@ from rfss_core.settings import RetrievalSettings
 class Retriever:
     """Chooses support slices for queries, never one of the query's own patient.
 
-    The patient is excluded before the top-k is taken. A query gets k neighbours, or all that are left where fewer
-    than k are, and :class:`SupportError` where none is left.
-
-    Strategies (``settings.strategy``):
-
-    - ``dino``: the nearest embeddings by squared L2 distance, nearest first (Zhao et al., Retrieval-augmented few-shot
-      medical image segmentation with foundation models, section III-B).
-    - ``random``: drawn without replacement, for comparison; the draw depends on the seed, the query's id and the
-      support set alone, not on what else is searched in the same call. Distances are the true ones, in order of draw.
+    Patient and filter are taken out before the top-k is taken: they never cost a neighbour. How k slices are chosen
+    among the rest says ``settings.strategy``; see :mod:`rfss_core.retrieval.strategies` and docs/retrieval.md.
 
     With ``settings.support_slices`` only the slices that :meth:`SupportSet.draw` chooses are retrieved; indices
     still count the rows of the whole set.
 
     Args:
-        support: labelled slices with embeddings.
-        settings: strategy and size of the support set.
+        support: labelled slices with embeddings, and with patch tokens for strategy ``region``.
+        settings: strategy, filter and size of the support set.
         seed: seed of the random draws.
         threads: FAISS's threads in this process; None leaves them as they are.
+        index: of the support set's embeddings, row for row. Default: exact search.
 
     Raises:
-        SupportError: the support set has no embeddings.
+        SupportError: the support set lacks embeddings or patch tokens, or the index is not its own.
+        SettingsError: a filter on a column or class that the support set does not have.
     """
 
     def __init__(
-        self, support: SupportSet, settings: RetrievalSettings, seed: int = 0, threads: int | None = None
+        self,
+        support: SupportSet,
+        settings: RetrievalSettings,
+        seed: int = 0,
+        threads: int | None = None,
+        index: VectorIndex | None = None,
     ) -> None:
         if support.embeddings is None:
             raise SupportError("the support set has no embeddings; add them with with_embeddings(embedder.embed(...))")
-        self._settings = settings
-        self._seed = seed
-        self._vectors: Vectors = support.embeddings
-        self._index: VectorIndex = FlatIndex(self._vectors, threads)
-        self._drawn = np.ones(len(support), dtype=np.bool_)
+        self._index: VectorIndex = FlatIndex(support.embeddings, threads) if index is None else index
+        if self._index.size != len(support):
+            raise SupportError(
+                f"the index holds {self._index.size} vectors, the support set {len(support)} slices; "
+                "open the index that belongs to this support set"
+            )
+        drawn = np.ones(len(support), dtype=np.bool_)
         if settings.support_slices is not None and settings.support_slices < len(support):
-            self._drawn[:] = False
-            self._drawn[support.draw(settings.support_slices, seed)] = True
-        self._rows_of: dict[str, list[int]] = {}
-        for row, patient in enumerate(support.patients):
-            self._rows_of.setdefault(patient, []).append(row)
+            drawn[:] = False
+            drawn[support.draw(settings.support_slices, seed)] = True
+        self._filter = SupportFilter(settings.filter, support, drawn)
+        self._strategy: Strategy = load_strategy(settings, support, self._index, seed)
+        self._drawn = int(drawn.sum())
 
     def search(
         self,
@@ -65,6 +69,10 @@ class Retriever:
         query_ids: Sequence[str],
         patients: Sequence[str | None],
         k: int,
+        *,
+        metadata: Sequence[Metadata] | None = None,
+        patches: Sequence[npt.NDArray[Any]] | None = None,
+        fewer: bool = False,
     ) -> list[Neighbours]:
         """Choose support slices for each query.
 
@@ -72,16 +80,48 @@ class Retriever:
             embeddings: [n, D]; normalised here, so float16 from the store is fine.
             query_ids: name of each query, unique in the project.
             patients: patient of each query; None excludes nobody.
-            k: support slices wanted for a query.
+            k: support slices wanted for a query; strategy ``per-class``: for each of its classes.
+            metadata: each query's values of the columns that ``filter.match`` compares.
+            patches: L2-normalised patch tokens [h, w, D] of each query, for strategy ``region``.
+            fewer: take all that are left where fewer than k are, instead of raising.
 
         Returns:
             One entry a query, in the queries' order.
 
         Raises:
-            SupportError: another dimension than the support set's, or no slice of another patient is left.
+            TooFewSupportsError: fewer than k slices are left for a query (with ``fewer``: none is).
+            SupportError: another dimension than the support set's.
             PixelError: a query's embedding is not finite or is zero.
-            SettingsError: k below 1, or arguments of differing lengths.
+            SettingsError: k below 1, arguments of differing lengths, or a query without what the filter or the strategy
+                compares.
         """
+        queries = self._checked(embeddings, query_ids, patients, k)
+        for what, given in (("metadata", metadata), ("patches", patches)):
+            if given is not None and len(given) != len(queries):
+                raise SettingsError(f"{len(queries)} queries but {len(given)} {what}; each query needs one")
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for i, patient in enumerate(patients):
+            key = self._filter.key(patient, None if metadata is None else metadata[i])
+            groups.setdefault(key, []).append(i)
+        found: dict[int, Neighbours] = {}
+        for key, members in groups.items():
+            allowed = self._filter.allowed(key)
+            left = int(np.count_nonzero(allowed))
+            if left < (1 if fewer else k):
+                raise self._too_few(query_ids[members[0]], key, left, k)
+            group = QueryGroup(
+                [query_ids[i] for i in members],
+                queries[members],
+                allowed,
+                min(k, left),
+                None if patches is None else [patches[i] for i in members],
+            )
+            found.update(zip(members, self._strategy.choose(group), strict=True))
+        return [found[i] for i in range(len(queries))]
+
+    def _checked(
+        self, embeddings: npt.ArrayLike, query_ids: Sequence[str], patients: Sequence[str | None], k: int
+    ) -> npt.NDArray[np.float32]:
         array = np.asarray(embeddings)
         if k < 1:
             raise SettingsError(f"k must be at least 1, got {k}")
@@ -100,35 +140,13 @@ class Retriever:
             raise PixelError(
                 f"the embedding of query '{query_ids[int(bad[0])]}' is not finite or is zero; check its pixels"
             )
-        groups: dict[str | None, list[int]] = {}
-        for i, patient in enumerate(patients):
-            # Queries whose patient has no support slice share the unrestricted search.
-            groups.setdefault(patient if patient in self._rows_of else None, []).append(i)
-        found: dict[int, Neighbours] = {}
-        for patient, members in groups.items():
-            allowed = self._allowed(patient)
-            if self._settings.strategy == "random":
-                for i in members:
-                    found[i] = self._draw(queries[i], query_ids[i], allowed, k)
-            else:
-                indices, distances = self._index.search(queries[members], k, allowed)
-                for i, row, distance in zip(members, indices, distances, strict=True):
-                    found[i] = Neighbours(row, distance)
-        return [found[i] for i in range(len(array))]
+        return queries
 
-    def _allowed(self, patient: str | None) -> npt.NDArray[np.bool_]:
-        allowed = self._drawn.copy()
-        if patient is not None:
-            allowed[self._rows_of[patient]] = False
-        if not allowed.any():
-            raise SupportError(
-                f"all {int(self._drawn.sum())} support slices belong to patient '{patient}', the query's own; "
-                "label slices of at least one more patient"
-            )
-        return allowed
-
-    def _draw(self, query: npt.NDArray[np.float32], name: str, allowed: npt.NDArray[np.bool_], k: int) -> Neighbours:
-        rows = np.flatnonzero(allowed).astype(np.int64)
-        entropy = int.from_bytes(hashlib.sha256(f"{self._seed}/{name}".encode()).digest()[:16], "little")
-        drawn = np.random.default_rng(entropy).choice(rows, size=min(k, len(rows)), replace=False)
-        return Neighbours(drawn, squared_distances(query, self._vectors[drawn]).astype(np.float32))
+    def _too_few(self, name: str, key: tuple[Any, ...], left: int, k: int) -> TooFewSupportsError:
+        where = self._filter.describe(key)
+        remedies = [f"lower k to {left}"] if left else []
+        remedies += ["widen the filter"] if self._filter.describe() or key[1:] else []
+        return TooFewSupportsError(
+            f"query '{name}' asks for k = {k} support slices, but only {left} of {self._drawn} are left"
+            f"{f' where {where}' if where else ''}; {', '.join([*remedies, 'label slices of more patients'])}"
+        )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from rfss_core.digest import digest_array, digest_json
 from rfss_core.embedding.slices import Slice, as_slice
@@ -39,7 +40,8 @@ class SupportSet:
             found by reading all masks when first asked for.
         item_digests: sha256 of each slice's image and mask. None: computed by reading when first asked for.
         embeddings: [N, D], see :meth:`with_embeddings`.
-        cache_bytes: bound on the images, and again on the masks, that are kept in memory.
+        metadata: one row a slice, with the columns that a filter may ask for.
+        cache_bytes: bound on the images, and again on the masks and on the patch tokens, that are kept in memory.
 
     Raises:
         SupportError: an empty set, lengths that differ, repeated ids, or no class.
@@ -56,6 +58,7 @@ class SupportSet:
         class_presence: npt.ArrayLike | None = None,
         item_digests: Sequence[str] | None = None,
         embeddings: npt.ArrayLike | None = None,
+        metadata: pd.DataFrame | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.ids = list(ids)
@@ -78,6 +81,12 @@ class SupportSet:
         self._rows = np.arange(len(self.ids), dtype=np.int64)
         self._images = ArrayCache(read_image, cache_bytes)
         self._masks = ArrayCache(read_mask, cache_bytes)
+        self.metadata = pd.DataFrame(index=range(len(self.ids)))
+        if metadata is not None:
+            self._check_length("rows of metadata", len(metadata))
+            self.metadata = metadata.reset_index(drop=True)
+        self._patches: ArrayCache | None = None
+        self._cache_bytes = cache_bytes
         self._embeddings: npt.NDArray[np.float32] | None = None
         if embeddings is not None:
             self._embeddings = self._checked_embeddings(embeddings)
@@ -90,6 +99,7 @@ class SupportSet:
         patients: Sequence[str] | None = None,
         classes: Mapping[int, str] | None = None,
         ids: Sequence[str] | None = None,
+        metadata: pd.DataFrame | None = None,
     ) -> SupportSet:
         """Build a support set from arrays in memory.
 
@@ -100,6 +110,7 @@ class SupportSet:
                 own patient.
             classes: name of each label value. Default: ``class <value>`` for the values found.
             ids: distinct name of each slice. Default: ``slice-0000`` and so on.
+            metadata: one row a slice, with the columns that a filter may ask for.
 
         Returns:
             The support set, without embeddings.
@@ -137,6 +148,7 @@ class SupportSet:
             plain_images.__getitem__,
             plain_masks.__getitem__,
             class_presence=[[value in row for value in sorted(known)] for row in found],
+            metadata=metadata,
             # The arrays are in memory already.
             cache_bytes=0,
         )
@@ -194,6 +206,32 @@ class SupportSet:
         result._embeddings = self._checked_embeddings(embeddings)  # noqa: SLF001
         return result
 
+    def with_patches(self, read: Callable[[int], npt.NDArray[Any]]) -> SupportSet:
+        """Return the same slices with patch tokens, which strategy ``region`` compares.
+
+        Args:
+            read: returns the L2-normalised patch tokens of slice i of this set, [h, w, D], float16 or wider.
+        """
+        result = self.subset(range(len(self)))
+        rows = {int(row): i for i, row in enumerate(self._rows)}
+        result._patches = ArrayCache(lambda row: read(rows[row]), self._cache_bytes)  # noqa: SLF001
+        return result
+
+    @property
+    def has_patches(self) -> bool:
+        """Whether :meth:`with_patches` gave the slices patch tokens."""
+        return self._patches is not None
+
+    def patches(self, i: int) -> npt.NDArray[Any]:
+        """Return the L2-normalised patch tokens of slice i, [h, w, D]; a copy.
+
+        Raises:
+            SupportError: the set has none.
+        """
+        if self._patches is None:
+            raise SupportError("the support set has no patch tokens; add them with with_patches(...)")
+        return self._patches[int(self._rows[i])]
+
     def subset(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> SupportSet:
         """Return the slices at ``indices``, in that order; readers and caches are shared with this set.
 
@@ -208,9 +246,11 @@ class SupportSet:
             self.image,
             self.mask,
             class_presence=None if self._presence is None else self._presence[rows],
+            metadata=self.metadata.iloc[rows],
+            cache_bytes=self._cache_bytes,
         )
         result._rows = self._rows[rows]
-        result._images, result._masks = self._images, self._masks
+        result._images, result._masks, result._patches = self._images, self._masks, self._patches
         result._digests = [self._digests[i] for i in rows]
         result._embeddings = None if self._embeddings is None else self._embeddings[rows]
         return result

@@ -171,18 +171,18 @@ class MemorySegmenter:
     def choose(self, neighbours: Sequence[Neighbours], support: Supports, values: Sequence[int]) -> list[Choice]:
         """Return, for each query and each class, the positions of the supports to attend to, in order.
 
-        All neighbours for every class, or, with ``class_supports``, each class's own.
+        All that serve the class, or, with ``class_supports``, a choice of them.
         """
         count, share = self.settings.class_supports, self.settings.absent_share
-        found = [[int(index) for index in one.indices] for one in neighbours]
+        found = [[[int(index) for index in one.for_class(value)] for value in values] for one in neighbours]
         if count is None:
-            return [[indices] * len(values) for indices in found]
+            return found
         return [
             [
                 choose_supports(indices, partial(self.encoder.holds, support, value=value), count, share)
-                for value in values
+                for value, indices in zip(values, by_class, strict=True)
             ]
-            for indices in found
+            for by_class in found
         ]
 
     @property

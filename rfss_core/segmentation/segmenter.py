@@ -27,6 +27,9 @@ class Neighbours(Protocol):
     def distances(self) -> npt.NDArray[np.float32]:
         """[k] squared L2 distances."""
 
+    def for_class(self, value: int, /) -> npt.NDArray[np.int64]:
+        """[k'] positions of those that serve one class; for most strategies all of them."""
+
 
 class Supports(Protocol):
     """The part of a support set that segmentation reads. A set never changes: another content is another object."""

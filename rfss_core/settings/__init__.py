@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rfss_core.errors import InputNotFoundError, SettingsError
 from rfss_core.settings.base import SettingsModel
+from rfss_core.settings.retrieval import FilterSettings as FilterSettings
 from rfss_core.settings.retrieval import RetrievalSettings as RetrievalSettings
 from rfss_core.settings.retrieval import Strategy as Strategy
 
@@ -304,7 +305,9 @@ class LabelSettings(SettingsModel):
         if self.segmentation.segmenter not in SUPERVISED:
             places.append("training")
         caches = {"host_cache_mb", "device_cache_mb"}
-        return self.model_dump(mode="json", exclude={**dict.fromkeys(places, True), "segmentation": caches})
+        # What the metadata say is part of the support set's digest; where their file lies changes nothing.
+        inner = {"segmentation": caches, "retrieval": {"metadata"}}
+        return self.model_dump(mode="json", exclude={**dict.fromkeys(places, True), **inner})
 
 
 def load_settings(overrides: dict[str, Any], config: Path | None = None) -> LabelSettings:

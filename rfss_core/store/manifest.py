@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from rfss_core.digest import digest_json
 from rfss_core.imaging import Quarantined
+from rfss_core.imaging.case import UNKNOWN
 from rfss_core.store.files import Files
 from rfss_core.store.records import Record
 from rfss_core.store.stages import read_table, write_table
@@ -45,6 +46,7 @@ CASES = pa.schema(
         ("suffix", _TEXT),
         ("classes", pa.list_(_INT)),
         ("labelled", pa.bool_()),
+        ("body_part", _TEXT),
     ]
 )
 SLICES = pa.schema(
@@ -89,6 +91,7 @@ class CaseRow:
     classes: list[int]
     """Foreground values in the label map."""
     labelled: bool
+    body_part: str = UNKNOWN
 
 
 def slice_id(case_id: str, z: int) -> str:

@@ -134,6 +134,7 @@ class Workspace:
             suffix=volume.grid.suffix,
             classes=sorted({value for classes, _ in contents for value in classes}),
             labelled=label is not None,
+            body_part=case.body_part,
         )
         self._ingest.write(
             Record(
@@ -233,7 +234,7 @@ class Workspace:
 
 def ingest_digest(case: CaseSource, source_digest: str, settings_digest: str) -> str:
     """Return the digest of all that a stored case depends on."""
-    identity = [case.case_id, case.name, case.patient, case.modality, case.kind]
+    identity = [case.case_id, case.name, case.patient, case.modality, case.body_part, case.kind]
     return digest_json([*identity, source_digest, settings_digest, FORMAT_VERSION])
 
 

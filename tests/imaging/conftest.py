@@ -91,6 +91,7 @@ def save_series(tmp_path: Path) -> Callable[..., list[Path]]:
             item.file_meta = meta
             item.SOPClassUID, item.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
             item.SeriesInstanceUID, item.SeriesNumber, item.Modality = uid, number, "MR"
+            item.BodyPartExamined = "HEART" if patient else ""
             item.PatientID, item.PatientName = patient, "Doe^Jane"
             item.Rows, item.Columns = volume.shape[1:3]
             item.PixelSpacing = [spacing[1], spacing[2]]

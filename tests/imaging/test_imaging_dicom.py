@@ -238,6 +238,7 @@ def test_series_of_a_folder_are_cases_of_one_patient(save_series, tmp_path, sett
     assert cases["p_series2"].patient == cases["p_series7"].patient == "P7"
     assert cases["q"].patient == "q"
     assert cases["q"].modality == "MR"
+    assert (cases["q"].body_part, cases["p_series2"].body_part) == ("unknown", "HEART")
 
 
 def test_unreadable_files_are_set_aside_and_others_unharmed(save_series, tmp_path, settings):

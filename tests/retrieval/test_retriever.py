@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rfss_core.embedding import load_embedder
-from rfss_core.errors import PixelError, SettingsError, SupportError
+from rfss_core.errors import PixelError, SettingsError, SupportError, TooFewSupportsError
 from rfss_core.presets import PRESETS
 from rfss_core.retrieval import Neighbours, Retriever, SupportSet
 from rfss_core.settings import EmbeddingSettings, RetrievalSettings, Strategy
@@ -56,7 +56,7 @@ def test_a_support_slice_finds_itself_unless_its_patient_is_its_own() -> None:
     for i, found in enumerate(search.search(vectors(support), support.ids, [None] * 6, 2)):
         assert found.indices[0] == i
         assert found.distances[0] == 0
-    for i, found in enumerate(search.search(vectors(support), support.ids, support.patients, 6)):
+    for i, found in enumerate(search.search(vectors(support), support.ids, support.patients, 6, fewer=True)):
         assert len(found) == 4
         assert support.patients[i] not in {support.patients[row] for row in found.indices}
         assert found.distances[0] > 0
@@ -91,10 +91,13 @@ def test_never_an_own_patient_and_never_fewer_than_there_are(
     left = [{row for row in drawn if patients[row] != patient} for patient in asked]
     search = Retriever(support, settings_, seed)
     if not all(left):
-        with pytest.raises(SupportError, match="query's own"):
-            search.search(queries, names, asked, k)
+        with pytest.raises(TooFewSupportsError, match="query's own"):
+            search.search(queries, names, asked, k, fewer=True)
         return
-    for found, rows, query in zip(search.search(queries, names, asked, k), left, queries, strict=True):
+    if any(len(rows) < k for rows in left):
+        with pytest.raises(TooFewSupportsError, match=f"k = {k} support slices, but only .* are left"):
+            search.search(queries, names, asked, k)
+    for found, rows, query in zip(search.search(queries, names, asked, k, fewer=True), left, queries, strict=True):
         assert len(found.indices) == len(set(found.indices.tolist())) == min(k, len(rows))
         assert set(found.indices.tolist()) <= rows
         unit = query / np.linalg.norm(query)
@@ -136,7 +139,9 @@ def test_random_draws_follow_the_seed_and_the_query_and_are_uniform() -> None:
 
 def test_support_slices_limits_what_is_retrieved() -> None:
     support = support_of([str(i % 5) for i in range(30)])
-    found = retriever(support, seed=4, support_slices=6).search(vectors(support), support.ids, [None] * 30, 30)
+    found = retriever(support, seed=4, support_slices=6).search(
+        vectors(support), support.ids, [None] * 30, 30, fewer=True
+    )
     drawn = support.draw(6, 4).tolist()
     assert all(sorted(row.indices.tolist()) == drawn for row in found)
 
@@ -144,8 +149,8 @@ def test_support_slices_limits_what_is_retrieved() -> None:
 def test_nothing_left_and_nonsense_are_typed() -> None:
     support = support_of(["a", "a", "b"])
     search = retriever(support)
-    with pytest.raises(SupportError, match=r"all 2 support slices.*'a'.*one more patient"):
-        retriever(support.subset([0, 1])).search(np.ones((1, 12)), ["q"], ["a"], 2)
+    with pytest.raises(TooFewSupportsError, match=r"only 0 of 2 are left.*'a'.*more patients"):
+        retriever(support.subset([0, 1])).search(np.ones((1, 12)), ["q"], ["a"], 2, fewer=True)
     with pytest.raises(SupportError, match="5 components, the support set's 12"):
         search.search(np.ones((1, 5)), ["q"], [None], 2)
     with pytest.raises(SettingsError, match="k must be at least 1"):

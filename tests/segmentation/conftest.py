@@ -109,6 +109,9 @@ class Found:
     indices: np.ndarray
     distances: np.ndarray
 
+    def for_class(self, value: int) -> np.ndarray:
+        return self.indices
+
     @classmethod
     def of(cls, *indices: int) -> Found:
         return cls(np.array(indices, dtype=np.int64), np.linspace(0, 1, len(indices), dtype=np.float32))

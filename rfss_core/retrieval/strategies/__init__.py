@@ -1,0 +1,5 @@
+"""Strategies: how a query's support slices are chosen among those that may serve it. One a file."""
+
+from rfss_core.retrieval.strategies.strategy import QueryGroup, Strategy, load_strategy
+
+__all__ = ["QueryGroup", "Strategy", "load_strategy"]

@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 
 import tasks  # noqa: F401 - sets the environment's defaults before Prefect and MLflow are imported
 from rfss_core import __version__
-from rfss_core.errors import GateError, InputError, ModelError, RfssError
+from rfss_core.errors import GateError, InputError, ModelError, RfssError, SettingsError
 from rfss_core.settings import BASELINES, LabelSettings, PresetName, SegmenterName, Strategy, load_settings
 
 DONE, FAILED, BAD_INPUT, GATE_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -40,6 +40,25 @@ def check_places(settings: LabelSettings) -> None:
     Workspace.open(settings.workspace)
 
 
+def filter_of(filters: list[str] | None, match: list[str] | None) -> dict[str, Any]:
+    """Return the settings that ``--filter`` and ``--match`` mean, without those that were not given.
+
+    Raises:
+        SettingsError: a filter that is not COLUMN=VALUE.
+    """
+    found: dict[str, Any] = {}
+    for text in filters or []:
+        name, equals, values = (part.strip() for part in text.partition("="))
+        if not (name and equals and values):
+            raise SettingsError(f"--filter '{text}' is not COLUMN=VALUE[,VALUE], for example modality=MR")
+        listed = [value.strip() for value in values.split(",")]
+        if name in ("contains", "lacks", "label_source"):
+            found.setdefault(name, []).extend(listed)
+        else:
+            found.setdefault("equals", {}).setdefault(name, []).extend(listed)
+    return found | ({"match": match} if match else {})
+
+
 def _described(name: str, model: Any = LabelSettings) -> str:
     return str(model.model_fields[name].description)
 
@@ -57,7 +76,23 @@ MinDice = Annotated[float | None, typer.Option("--min-dice", help="Gate on the h
 DatasetName = Annotated[str | None, typer.Option("--dataset", help=_described("dataset"))]
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; options given here win.")]
 Seed = Annotated[int | None, typer.Option("--seed", help=_described("seed") + " Default: 0.")]
-StrategyName = Annotated[Strategy | None, typer.Option("--strategy", help="dino or random. Default: dino.")]
+StrategyName = Annotated[
+    Strategy | None, typer.Option("--strategy", help="How support slices are chosen. Default: dino.")
+]
+Filters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filter",
+        metavar="COLUMN=VALUE[,VALUE]",
+        help="Support slices must have one of these values, for example modality=MR; contains=CLASS and lacks=CLASS "
+        "look at their label maps. May be given several times.",
+    ),
+]
+Match = Annotated[
+    list[str] | None,
+    typer.Option("--match", metavar="COLUMN", help="Support slices must have the query's own value in this column."),
+]
+Metadata = Annotated[str | None, typer.Option("--metadata", metavar="FILE.csv", help="Further columns for --filter.")]
 SegmenterOption = Annotated[
     SegmenterName | None,
     typer.Option("--segmenter", help="sam2-memory or label-fusion; the others only evaluate. Default: sam2-memory."),
@@ -83,6 +118,9 @@ def label(
     config: Config = None,
     seed: Seed = None,
     strategy: StrategyName = None,
+    filters: Filters = None,
+    match: Match = None,
+    metadata: Metadata = None,
     segmenter: SegmenterOption = None,
     support_slices: SupportSlices = None,
     patient_pattern: PatientPattern = None,
@@ -101,7 +139,12 @@ def label(
             "seed": seed,
             "execution": {"executor": executor},
             "quality": {"min_dice": min_dice},
-            "retrieval": {"strategy": strategy, "support_slices": support_slices},
+            "retrieval": {
+                "strategy": strategy,
+                "support_slices": support_slices,
+                "metadata": metadata,
+                "filter": filter_of(filters, match),
+            },
             "segmentation": {"segmenter": segmenter},
             "imaging": {"patient_pattern": patient_pattern},
         },
@@ -136,7 +179,10 @@ def evaluate(
     support_slices: Annotated[int, typer.Option("--support-slices", help="Size of the support set.", min=1)] = 50,
     preset: Annotated[PresetName, typer.Option("--preset", help=_described("preset"))] = "tiny",
     k: K = None,
-    strategy: Annotated[Strategy, typer.Option("--strategy", help="dino or random.")] = "dino",
+    strategy: Annotated[Strategy, typer.Option("--strategy", help="How support slices are chosen.")] = "dino",
+    filters: Filters = None,
+    match: Match = None,
+    metadata: Metadata = None,
     test_patients: Annotated[
         int | None, typer.Option("--test-patients", help="Patients to measure on. Default: 30 %.", min=1)
     ] = None,
@@ -174,7 +220,12 @@ def evaluate(
                 "k": k,
                 "seed": seed,
                 "execution": {"executor": executor},
-                "retrieval": {"strategy": strategy, "support_slices": support_slices},
+                "retrieval": {
+                    "strategy": strategy,
+                    "support_slices": support_slices,
+                    "metadata": metadata,
+                    "filter": filter_of(filters, match),
+                },
                 "segmentation": {"segmenter": segmenter, "points": points},
                 "imaging": {"patient_pattern": patient_pattern},
             },

@@ -233,5 +233,5 @@ def test_bad_tables_are_refused(tmp_path: Path) -> None:
             case_metadata(cases(), str(path))
     with pytest.raises(InputNotFoundError, match="does not exist"):
         case_metadata(cases(), str(tmp_path / "none.csv"))
-    with pytest.raises(SettingsError, match="column 'scanner'.*spacing_x"):
+    with pytest.raises(SettingsError, match=r"column 'scanner'.*spacing_x"):
         filter_columns(cases(), RetrievalSettings(filter={"match": ["scanner"]}))

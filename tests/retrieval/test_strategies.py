@@ -85,7 +85,7 @@ def test_every_strategy_keeps_the_filter_and_the_patient(strategy: str) -> None:
         assert hit.distances.dtype == np.float32
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(
     n=st.integers(14, 60),
     k=st.integers(1, 10),
@@ -116,7 +116,7 @@ def test_each_class_gets_its_own_nearest_and_a_share_without_it(
         assert hit.fewest == k
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 @given(n=st.integers(14, 60), k=st.integers(1, 10), candidates=st.integers(1, 5), seed=st.integers(0, 500))
 def test_without_diversity_the_nearest_are_taken(n: int, k: int, candidates: int, seed: int) -> None:
     support = support_of(n, seed)

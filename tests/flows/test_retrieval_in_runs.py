@@ -85,13 +85,11 @@ def test_too_many_of_them_end_the_run(cohort: Path, tmp_path: Path) -> None:
 
 
 def test_the_presets_k_is_a_wish_and_a_k_is_not(cohort: Path, tmp_path: Path) -> None:
-    chosen = min(split_patients([f"{number:02d}" for number in range(12)], 0.5, 0).support)
-    asked = {"filter": {"equals": {"name": [f"sub-{chosen}"]}}}
+    chosen = min(split_patients([f"sub-{number:02d}" for number in range(12)], 0.5, 0).support)
+    asked = {"filter": {"equals": {"name": [chosen]}}}
     settings = settings_for(cohort, tmp_path / "w", k=None, segmentation=VOTE, retrieval=asked)
     assert evaluate(settings).k == 3
-    assert {name.split(":")[0] for ids in provenance(tmp_path / "w")["support_ids"] for name in ids} == {
-        f"sub-{chosen}"
-    }
+    assert {name.split(":")[0] for ids in provenance(tmp_path / "w")["support_ids"] for name in ids} == {chosen}
     with pytest.raises(SettingsError, match=r"k is 4, but only 3 of .* where name is 'sub-..'; lower --k, widen the"):
         evaluate(settings.model_copy(update={"k": 4}))
 

@@ -194,7 +194,7 @@ def table(results: dict[Strategy, list[Scores]]) -> list[str]:
             "" if strategy == "dino" or "dino" not in results else difference(runs, results["dino"]),
             *each,
             f"{statistics.fmean(run.supports for run in runs):.1f}",
-            f"{statistics.fmean(run.retrieval_ms for run in runs):.1f}",
+            f"{statistics.fmean(run.retrieval_ms for run in runs):.2f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines

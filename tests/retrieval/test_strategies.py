@@ -198,7 +198,8 @@ def test_with_even_weights_masks_do_not_matter(n: int, k: int, seed: int) -> Non
     pools = search(support, min(4 * k, n - n // 6 - 1), strategy="dino")
     found = search(support, k, strategy="region", region_weight=0)
     for i, (hit, pool) in enumerate(zip(found, pools, strict=True)):
-        scores = {int(row): patch_similarity(queries[i], tokens[row], even) for row in pool.indices[: 4 * k]}
+        whole = dict(zip(pool.indices.tolist(), 1 - pool.distances.astype(float) / 2, strict=True))
+        scores = {row: whole[row] + patch_similarity(queries[i], tokens[row], even) for row in whole}
         best = sorted(scores, key=lambda row: -scores[row])
         if len(pool) == 4 * k:
             assert hit.indices.tolist() == best[:k]
@@ -235,7 +236,8 @@ def test_a_small_structure_decides_where_the_slice_does_not() -> None:
     masks = np.zeros((2, 16, 16), np.uint8)
     masks[:, 4:8, 8:12] = 1
     support = SupportSet.from_arrays(np.zeros((2, 16, 16), np.float32), masks)
-    support = support.with_embeddings(np.eye(2, DIM)).with_patches(tokens.__getitem__)
+    embeddings = np.eye(2, DIM) + np.array([[0.0], [8.0]]) * np.eye(1, DIM)
+    support = support.with_embeddings(embeddings).with_patches(tokens.__getitem__)
 
     def first(**asked: Any) -> int:
         search = Retriever(support, RetrievalSettings(**asked))

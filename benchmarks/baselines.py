@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tasks  # noqa: F401 - sets the environment's defaults before Prefect and MLflow are imported
 from flows.cli import check_places
@@ -32,7 +32,7 @@ from flows.evaluate import Evaluation, evaluate
 from flows.session import command_session
 from rfss_core.errors import RfssError
 from rfss_core.phantom import write_cohort
-from rfss_core.settings import SUPERVISED, LabelSettings, load_settings
+from rfss_core.settings import SUPERVISED, LabelSettings, Strategy, load_settings
 
 NO_GROUND_TRUTH = ("label-fusion", "unet")
 """Baselines that ``sam2-memory`` has to beat."""
@@ -253,7 +253,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("folder", type=Path, nargs="?", help="holds images/ and labels/ (default: phantoms)")
     parser.add_argument("--segmenters", nargs="+", default=["sam2-memory", "label-fusion", "sam2-points:1"])
-    parser.add_argument("--strategies", nargs="+", default=["dino"], choices=["dino", "random"])
+    parser.add_argument("--strategies", nargs="+", default=["dino"], choices=get_args(Strategy))
     parser.add_argument("--k", type=int, nargs="+", default=[8])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--preset", default="tiny")

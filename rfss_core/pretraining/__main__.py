@@ -108,6 +108,7 @@ def evaluate_models(
     dinov2: Annotated[Path | None, typer.Option(help="Training folder of DINOv2.")] = RUNS / "dinov2",
     sets: Annotated[str, typer.Option(help="Comma-separated sets.")] = ",".join(EVALUATED),
     part: Annotated[str, typer.Option(help="test, or validation to choose checkpoints (never ACDC).")] = "test",
+    supports: Annotated[str | None, typer.Option(help="Part whose patients give the supports. Default: PART.")] = None,
     strategy: Annotated[str, typer.Option(help="Comma-separated: dino, random, pixels.")] = "dino,random",
     support: Annotated[int, typer.Option(help="Support slices.")] = 50,
     queries: Annotated[int, typer.Option(help="Query patients a seed.")] = 6,
@@ -124,20 +125,23 @@ def evaluate_models(
     dinov2_state = load_checkpoint(dinov2, "dinov2") if dinov2 else None
     network = build(sam2_state, size) if sam2_state else None
     embedder = build(dinov2_state) if dinov2_state else None
-    table = Table("set", "strategy", "retrieval", "fusion", "dice", "per class", "slices/s")
+    table = Table("set", "strategy", "retrieval", "fusion", "dice", "per class", "false, missed", "slices/s")
     results: dict[str, dict[str, Any]] = {}
     for name in sets.split(","):
         slices = held_out_slices(data, name, part)
+        pool = held_out_slices(data, name, supports) if supports and supports != part else None
         for way in strategy.split(","):
             chosen: Strategy = way  # type: ignore[assignment]
             protocol = Protocol(support_slices=support, query_patients=queries, k=k, strategy=chosen)
-            found = evaluate(embedder, network, slices, protocol, tuple(range(seeds)))
+            found = evaluate(embedder, network, slices, protocol, tuple(range(seeds)), pool)
             results.setdefault(name, {})[way] = found
             dice = found.get("dice", {})
             per_class = " ".join(f"{key}:{value:.2f}" for key, value in dice.items() if key != "mean")
             table.add_row(
                 name, way, f"{found['retrieval']:.3f}", f"{found['fusion']['mean']:.3f}",
-                f"{dice['mean']:.3f}" if dice else "-", per_class, str(found.get("slices_per_second", "-")),
+                f"{dice['mean']:.3f}" if dice else "-", per_class,
+                " ".join(f"{value:.2f}" for value in found.get("presence", {}).values()),
+                str(found.get("slices_per_second", "-")),
             )  # fmt: skip
         # After each set: hours of measuring must not hang on the last one.
         if out is not None:

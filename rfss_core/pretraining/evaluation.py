@@ -57,15 +57,25 @@ def held_out_slices(data: Path, name: str, part: str = "test") -> Slices:
     return slices.take(np.array([i for i, p in enumerate(slices.patients) if parts[str(p)] == part], dtype=np.int64))
 
 
-def split(slices: Slices, protocol: Protocol, seed: int) -> Split:
+def split(slices: Slices, protocol: Protocol, seed: int, pool: Slices | None = None) -> Split:
     """Divide patients into support and queries, and draw the support slices evenly over the support patients.
 
     Support slices show some class; queries are whole volumes.
+
+    Args:
+        slices: patients to measure on.
+        protocol: how many of everything.
+        seed: of the draw.
+        pool: other patients, who give all support slices; None divides ``slices``.
 
     Raises:
         SupportError: too few patients to have both sides.
     """
     generator = np.random.default_rng(seed)
+    if pool is not None:
+        support = split(pool, protocol, seed).support
+        chosen_queries = generator.permutation(np.unique(slices.patients))[: protocol.query_patients]
+        return Split(support, slices.take(np.flatnonzero(np.isin(slices.patients, chosen_queries))))
     patients = generator.permutation(np.unique(slices.patients))
     shown = slices.labels.reshape(len(slices), -1).any(1)
     chosen: list[str] = []
@@ -226,7 +236,29 @@ def case_dice(parts: Split, predicted: Tensor) -> dict[str, float]:
     return found
 
 
-def evaluate(embedder: Any, sam2: Any, slices: Slices, protocol: Protocol, seeds: tuple[int, ...]) -> dict[str, Any]:
+def presence_errors(parts: Split, predicted: Tensor) -> dict[str, float]:
+    """Return how often a class is found in slices that lack it (``false``) and missed in those that show it.
+
+    Mean over classes; a class that no slice lacks, or none shows, has no say.
+    """
+    truth = torch.from_numpy(parts.queries.labels)
+    errors: dict[str, list[float]] = {"false": [], "missed": []}
+    for value in (int(v) for v in torch.unique(truth) if v):
+        real, seen = (truth == value).flatten(1).any(1), (predicted == value).flatten(1).any(1)
+        for name, where, wrong in (("false", ~real, seen), ("missed", real, ~seen)):
+            if where.any():
+                errors[name].append(float(wrong[where].float().mean()))
+    return {name: float(np.mean(values)) for name, values in errors.items() if values}
+
+
+def evaluate(
+    embedder: Any,
+    sam2: Any,
+    slices: Slices,
+    protocol: Protocol,
+    seeds: tuple[int, ...],
+    pool: Slices | None = None,
+) -> dict[str, Any]:
     """Measure retrieval, segmentation and label fusion on one set, averaged over seeds.
 
     Args:
@@ -235,14 +267,15 @@ def evaluate(embedder: Any, sam2: Any, slices: Slices, protocol: Protocol, seeds
         slices: patients that never trained.
         protocol: how to measure.
         seeds: of the splits.
+        pool: other patients for the supports, see :func:`split`.
 
     Returns:
         ``retrieval`` (mean Dice of neighbours' labels), ``dice`` and ``fusion`` (a class, and ``mean``),
-        ``slices_per_second`` and the number of queries.
+        ``presence`` (:func:`presence_errors`), ``slices_per_second`` and the number of queries.
     """
     rows: list[dict[str, Any]] = []
     for seed in seeds:
-        parts = split(slices, protocol, seed)
+        parts = split(slices, protocol, seed, pool)
         nearest = neighbours(embedder, parts, protocol, seed)
         row: dict[str, Any] = {
             "retrieval": retrieval_agreement(parts, nearest),
@@ -252,6 +285,7 @@ def evaluate(embedder: Any, sam2: Any, slices: Slices, protocol: Protocol, seeds
         if sam2 is not None:
             predicted, row["slices_per_second"] = segment(sam2, parts, nearest, protocol)
             row["dice"] = case_dice(parts, predicted)
+            row["presence"] = presence_errors(parts, predicted)
         rows.append(row)
     return {key: _mean([row[key] for row in rows]) for key in rows[0]}
 

@@ -24,7 +24,7 @@ class LossWeights:
     """Share of the three masks' mean beside the best one. A task has one answer: masks that differ only give the IoU
     head occasion to choose wrongly (a third to a half of the distance to the best of three was lost at 0.2)."""
     iou: float = 0.3
-    object_score: float = 1.0
+    object_score: float = 0.4
     propagation: float = 0.4
     """Cross-entropy of the label that attention itself propagates: teaches the encoder correspondence directly."""
 

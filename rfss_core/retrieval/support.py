@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -15,6 +14,7 @@ from rfss_core.digest import digest_array, digest_json
 from rfss_core.embedding.slices import Slice, as_slice
 from rfss_core.errors import CaseError, SupportError
 from rfss_core.retrieval.cache import ArrayCache
+from rfss_core.retrieval.draw import draw_evenly
 from rfss_core.retrieval.vectors import unit_vectors
 
 Mask = npt.NDArray[np.uint8]
@@ -270,13 +270,7 @@ class SupportSet:
         """
         if n < 1:
             raise SupportError(f"at least 1 support slice has to be drawn, got {n}")
-        turns: dict[str, int] = {}
-        order = []
-        for i in sorted(range(len(self)), key=lambda i: _rank(seed, "slice", self.ids[i])):
-            patient = self.patients[i]
-            turns[patient] = turns.get(patient, -1) + 1
-            order.append((turns[patient], _rank(seed, "patient", patient), i))
-        return np.array(sorted(i for _, _, i in sorted(order)[:n]), dtype=np.int64)
+        return np.sort(draw_evenly(self.ids, self.patients, n, seed))
 
     def sample(self, n: int, seed: int) -> SupportSet:
         """Return the subset that :meth:`draw` chooses."""
@@ -308,10 +302,6 @@ class SupportSet:
                 f"the embedding of support slice '{self.ids[int(bad[0])]}' is not finite or is zero; embed it again"
             )
         return vectors
-
-
-def _rank(seed: int, kind: str, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}/{kind}/{name}".encode()).digest()
 
 
 def _support_image(image: npt.ArrayLike, name: str) -> Slice:

@@ -19,6 +19,8 @@ from rfss_core.settings.base import SettingsModel
 from rfss_core.settings.retrieval import FilterSettings as FilterSettings
 from rfss_core.settings.retrieval import RetrievalSettings as RetrievalSettings
 from rfss_core.settings.retrieval import Strategy as Strategy
+from rfss_core.settings.selection import Objective as Objective
+from rfss_core.settings.selection import SelectionSettings as SelectionSettings
 
 PresetName = Literal["tiny", "fast", "paper", "best"]
 SegmenterName = Literal["sam2-memory", "sam2-points", "label-fusion", "unet"]
@@ -297,11 +299,14 @@ class LabelSettings(SettingsModel):
         default_factory=SupervisedSettings, description="How supervised baselines are trained on the support set."
     )
     quality: QualitySettings = Field(default_factory=QualitySettings, description="What counts as good enough.")
+    selection: SelectionSettings = Field(
+        default_factory=SelectionSettings, description="Which slices `rfss select` names to be labelled next."
+    )
     execution: ExecutionSettings = Field(default_factory=ExecutionSettings, description="Where chunks run.")
 
     def scientific(self) -> dict[str, Any]:
         """Return the settings that can change a pseudo-label, as plain JSON types (part of the fingerprint)."""
-        places = ["images", "labels", "workspace", "dataset", "quality", "execution"]
+        places = ["images", "labels", "workspace", "dataset", "quality", "selection", "execution"]
         if self.segmentation.segmenter not in SUPERVISED:
             places.append("training")
         caches = {"host_cache_mb", "device_cache_mb"}

@@ -14,6 +14,7 @@ from tasks.summary import IntervalPart, Summary
 if TYPE_CHECKING:
     from flows.evaluate import Evaluation
     from tasks.status import Status
+    from tasks.worklist import Selection
 
 
 def show_summary(console: Console, summary: Summary) -> None:
@@ -62,6 +63,46 @@ def show_evaluation(console: Console, result: Evaluation, out: Path) -> None:
         f"{result.support_patients} patients, {result.slices_per_second:.1f} slices/s; written to {out}",
         highlight=False,
     )
+
+
+CASES_SHOWN = 15
+
+
+def show_selection(console: Console, selection: Selection, out: Path) -> None:
+    """Print the end of ``rfss select``."""
+    table = Table(title=f"Label these {selection.n} slices next", title_justify="left")
+    for heading in ("rank", "case", "patient", "slices", "stands for"):
+        table.add_column(heading, justify="left" if heading in ("case", "patient", "slices") else "right")
+    for case in selection.cases_to_label[:CASES_SHOWN]:
+        numbers = [str(number) for number in sorted(case.slices)]
+        listed = ", ".join(numbers[:12] + ["..."] * (len(numbers) > 12))
+        table.add_row(str(case.rank), escape(case.case), escape(case.patient), listed, str(case.covers))
+    console.print(table)
+    if len(selection.cases_to_label) > CASES_SHOWN:
+        console.print(f"... and {len(selection.cases_to_label) - CASES_SHOWN} more cases", highlight=False)
+    coverage = Table(title="Distance of unlabelled slices to the nearest labelled or chosen one", title_justify="left")
+    for heading in ("", "mean", "95th percentile", "largest"):
+        coverage.add_column(heading, justify="right" if heading else "left")
+    rows = {f"chosen by {selection.objective}": selection.coverage[-1], "random": selection.random_coverage[-1]}
+    if selection.coverage[0].chosen == 0:
+        rows = {"before": selection.coverage[0], **rows}
+    for name, point in rows.items():
+        coverage.add_row(name, _plain(point.mean), _plain(point.p95), _plain(point.maximum))
+    console.print(coverage)
+    console.print(
+        f"{selection.n} of {selection.slices - selection.labelled_slices} unlabelled slices of "
+        f"{selection.patients} patients, {selection.labelled_slices} labelled before, {selection.quarantined} inputs set aside",
+        highlight=False,
+    )
+    if selection.duplicates is not None:
+        console.print(
+            f"near-duplicates: {selection.duplicates.groups} groups, {selection.duplicates.slices} slices, "
+            f"{selection.duplicates.across_patients} groups across patients",
+            highlight=False,
+        )
+    for warning in selection.warnings:
+        console.print(f"[yellow]note:[/] {escape(warning)}", highlight=False)
+    console.print(f"written to {escape(str(out))}", highlight=False)
 
 
 def show_status(console: Console, status: Status) -> None:

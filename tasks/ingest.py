@@ -73,12 +73,13 @@ def _refused(source: CaseSource, reason: str, message: str) -> ChunkReport:
 
 
 @task(name="ingest", **STAGE_TASK)
-def ingest(run: Run, labelled_only: bool = False) -> Manifest:
+def ingest(run: Run, labelled_only: bool = False, needs_labels: bool = True) -> Manifest:
     """Ingest every case that the settings name and write the manifest.
 
     Args:
         run: the run.
         labelled_only: leave images without a label alone.
+        needs_labels: without any labelled case there is nothing to do.
 
     Returns:
         The manifest of the usable cases.
@@ -99,11 +100,11 @@ def ingest(run: Run, labelled_only: bool = False) -> Manifest:
         kept = [unit.source for unit in units if unit.source.name not in refused]
         manifest = run.workspace.write_manifest(quarantined, [source.case_id for source in kept])
         stage.note = f"{len(kept)} cases, {len(quarantined)} set aside"
-    _check(run, manifest, total=len(units) + len(found.quarantined), quarantined=quarantined)
+    _check(run, manifest, len(units) + len(found.quarantined), quarantined, needs_labels)
     return manifest
 
 
-def _check(run: Run, manifest: Manifest, total: int, quarantined: list[Quarantined]) -> None:
+def _check(run: Run, manifest: Manifest, total: int, quarantined: list[Quarantined], needs_labels: bool) -> None:
     share = len(quarantined) / max(1, total)
     limit = run.settings.execution.max_quarantined_fraction
     listed = "; ".join(f"{entry.name}: {entry.message}" for entry in quarantined[:3])
@@ -112,8 +113,10 @@ def _check(run: Run, manifest: Manifest, total: int, quarantined: list[Quarantin
             f"{len(quarantined)} of {total} inputs are unusable ({share:.0%}, allowed {limit:.0%}); first: {listed}. "
             "Mend or remove them, or raise execution.max_quarantined_fraction"
         )
-    if not manifest.cases["labelled"].any():
-        why = f" ({listed})" if quarantined else ""
+    why = f" ({listed})" if quarantined else ""
+    if manifest.cases.empty:
+        raise InputError(f"no usable image is left among {total} inputs{why}; check {run.settings.images}")
+    if needs_labels and not manifest.cases["labelled"].any():
         raise InputError(
             f"no usable labelled case is left among {total} inputs{why}; add label maps to {run.settings.labels}"
         )

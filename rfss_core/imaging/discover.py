@@ -44,7 +44,7 @@ class _Label:
     message: str = ""
 
 
-def discover(images: str, labels: str, settings: ImagingSettings) -> Discovery:
+def discover(images: str, labels: str | None, settings: ImagingSettings) -> Discovery:
     """Find the cases under ``images`` and pair them with the label maps under ``labels``.
 
     Names pair by relative path without extension; a label may carry ``_gt``, ``_seg``, ``_label``, ``_mask`` or
@@ -54,7 +54,7 @@ def discover(images: str, labels: str, settings: ImagingSettings) -> Discovery:
 
     Args:
         images: folder (searched recursively), file or glob: NIfTI, DICOM, PNG, TIFF, JPEG.
-        labels: folder, file or glob of NIfTI, PNG or TIFF label maps.
+        labels: folder, file or glob of NIfTI, PNG or TIFF label maps. None: no case has a label.
         settings: ``patient_pattern`` is read.
 
     Returns:
@@ -64,8 +64,10 @@ def discover(images: str, labels: str, settings: ImagingSettings) -> Discovery:
         InputNotFoundError: a folder does not exist, or holds no image or no label.
         InputError: no label belongs to any image.
     """
-    seen_images, seen_labels = search(images, "images"), search(labels, "labels")
-    _separate(seen_images, seen_labels)
+    seen_images = search(images, "images")
+    seen_labels = None if labels is None else search(labels, "labels")
+    if seen_labels is not None:
+        _separate(seen_images, seen_labels)
     quarantined = list(seen_images.refused)
     ignored = list(seen_images.ignored)
     candidates = _images(seen_images, quarantined, ignored)
@@ -73,14 +75,14 @@ def discover(images: str, labels: str, settings: ImagingSettings) -> Discovery:
         raise InputNotFoundError(
             f"images: '{images}' holds no NIfTI, DICOM, PNG, TIFF or JPEG file; name the folder that holds the images"
         )
-    maps = _labels(seen_labels, quarantined, ignored)
-    if not maps:
+    maps = [] if seen_labels is None else _labels(seen_labels, quarantined, ignored)
+    if not maps and labels is not None:
         raise InputNotFoundError(
             f"labels: '{labels}' holds no NIfTI, PNG or TIFF label map; "
             "RFSS needs a few labelled cases to retrieve from"
         )
     cases = _pair(candidates, maps, settings, quarantined)
-    if not any(case.label for case in cases):
+    if maps and not any(case.label for case in cases):
         why = f"; first problem: {quarantined[0].message}" if quarantined else ""
         raise InputError(
             f"none of the {len(maps)} labels in '{labels}' belongs to any of the {len(candidates)} images "

@@ -315,12 +315,24 @@ class LabelSettings(SettingsModel):
         return self.model_dump(mode="json", exclude={**dict.fromkeys(places, True), **inner})
 
 
-def load_settings(overrides: dict[str, Any], config: Path | None = None) -> LabelSettings:
+class SelectSettings(LabelSettings):
+    """The same for flow ``select_slices``, which needs no labels."""
+
+    labels: str | None = Field(  # type: ignore[assignment]
+        None, description="Folder or glob of label maps; their cases count as chosen. Default: none is labelled."
+    )
+    workspace: str = Field("", description="Folder or fsspec URL that keeps embeddings for later runs.")
+
+
+def load_settings(
+    overrides: dict[str, Any], config: Path | None = None, model: type[LabelSettings] = LabelSettings
+) -> LabelSettings:
     """Merge a YAML file with overrides (which win) into validated settings.
 
     Args:
         overrides: nested dictionary of settings given explicitly; ``None`` values are ignored.
         config: YAML file with the fields of :class:`LabelSettings`.
+        model: of a flow that asks for less.
 
     Returns:
         The validated settings.
@@ -344,7 +356,7 @@ def load_settings(overrides: dict[str, Any], config: Path | None = None) -> Labe
         merged = loaded
     _merge(merged, overrides)
     try:
-        return LabelSettings.model_validate(merged)
+        return model.model_validate(merged)
     except ValidationError as error:
         raise SettingsError(readable(error)) from error
 

@@ -91,7 +91,8 @@ def show_selection(console: Console, selection: Selection, out: Path) -> None:
     console.print(coverage)
     console.print(
         f"{selection.n} of {selection.slices - selection.labelled_slices} unlabelled slices of "
-        f"{selection.patients} patients, {selection.labelled_slices} labelled before, {selection.quarantined} inputs set aside",
+        f"{selection.patients} patients, {selection.labelled_slices} labelled before, "
+        f"{selection.quarantined} inputs set aside",
         highlight=False,
     )
     if selection.duplicates is not None:

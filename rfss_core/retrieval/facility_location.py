@@ -76,9 +76,11 @@ def _looked_at(pool: SlicePool, most: int, seed: int) -> npt.NDArray[np.int64]:
 def _distances(vectors: Vectors) -> npt.NDArray[np.uint16]:
     """Return all L2 distances in steps: uint16 [M, M]."""
     wide = vectors.astype(np.float64)
+    # Lengths are 1 to float32's precision only, which a small distance would show.
+    lengths = np.sum(wide * wide, axis=1)
     apart = np.empty((len(wide), len(wide)), dtype=np.uint16)
     for first in range(0, len(wide), _BLOCK):
-        squared = 2 - 2 * (wide[first : first + _BLOCK] @ wide.T)
+        squared = lengths[first : first + _BLOCK, None] + lengths - 2 * (wide[first : first + _BLOCK] @ wide.T)
         apart[first : first + _BLOCK] = np.rint(np.sqrt(np.clip(squared, 0, 4)) * _STEPS)
     return apart
 

@@ -128,6 +128,20 @@ class CorruptStoreError(StoreError):
     reason = "corrupt_store"
 
 
+class CorruptIndexError(CorruptStoreError, ValueError):
+    """A file of a stored index is truncated, swapped, or of another generation."""
+
+    reason = "corrupt_index"
+
+
+class IndexNotFoundError(StoreError, FileNotFoundError):
+    """No published index, or one of its files is missing."""
+
+    reason = "index_not_found"
+
+    __str__ = Exception.__str__
+
+
 class ModelError(RfssError, ValueError):
     """Weights or a configuration that cannot be used."""
 
@@ -164,3 +178,9 @@ class GateError(RfssError, RuntimeError):
     """The data set's quality gate failed; everything is recorded, nothing promoted."""
 
     reason = "gate_failed"
+
+
+class RecallWarning(RfssError, UserWarning):
+    """An approximate index that finds, or may find, fewer of the true neighbours than was asked for."""
+
+    reason = "low_recall"

@@ -86,16 +86,16 @@ class FlatIndex:
         """Find the k nearest allowed vectors of each query; see :meth:`VectorIndex.search`.
 
         Raises:
-            SupportError: queries of another dimension, or no row is allowed.
+            SupportError: queries of another dimension or not of unit length, or no row is allowed.
         """
-        if queries.ndim != 2 or queries.shape[1] != self.dim:
-            raise SupportError(
-                f"queries have shape {queries.shape} but the index holds vectors of {self.dim} components; "
-                "embed both with the same model"
-            )
-        rows = self.size if allowed is None else int(np.count_nonzero(allowed))
-        if rows == 0:
-            raise SupportError("no row of the index is allowed; widen the filter")
+        indices, distances = self.measure(queries, k, allowed)
+        return indices, distances.astype(np.float32)
+
+    def measure(
+        self, queries: Vectors, k: int, allowed: npt.NDArray[np.bool_] | None = None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Do what :meth:`search` does, and return the distances as they were compared, in float64."""
+        rows = check_search(queries, self.size, self.dim, allowed)
         k = min(k, rows)
         if self._threads is not None:
             self._faiss.omp_set_num_threads(self._threads)
@@ -107,15 +107,15 @@ class FlatIndex:
         width = min(k + 1, rows)
         while True:
             rough, found = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), width, params=params)
-            if width == rows or not np.any(rough[:, width - 1] <= rough[:, k - 1] + _ROUNDING):
+            if width == rows or not np.any(rough[:, width - 1] <= rough[:, k - 1] + ROUNDING):
                 return self._ordered(queries, found, k)
             width = min(2 * width, rows)
 
     def _ordered(
         self, queries: Vectors, found: npt.NDArray[np.int64], k: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         indices = np.empty((len(queries), k), dtype=np.int64)
-        distances = np.empty((len(queries), k), dtype=np.float32)
+        distances = np.empty((len(queries), k), dtype=np.float64)
         for i, (query, candidates) in enumerate(zip(queries, found, strict=True)):
             exact = squared_distances(query, self._vectors[candidates])
             order = np.lexsort((candidates, exact))[:k]
@@ -123,8 +123,41 @@ class FlatIndex:
         return indices, distances
 
 
-_ROUNDING = 1e-5
+ROUNDING = 1e-5
 """Twice the largest error of FAISS's float32 squared distances between unit vectors: nearer than this is tied."""
+
+
+def check_search(queries: Vectors, size: int, dim: int, allowed: npt.NDArray[np.bool_] | None) -> int:
+    """Check the arguments of :meth:`VectorIndex.search` and return the number of allowed rows.
+
+    FAISS answers a NaN with row -1, which numpy would take for the last row.
+
+    Raises:
+        SupportError: queries of another dimension or not of unit length (NaN, zero), a filter of another length, or
+            no row is allowed.
+    """
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise SupportError(
+            f"queries have shape {queries.shape} but the index holds vectors of {dim} components; "
+            "embed both with the same model"
+        )
+    lengths = np.sum(np.square(queries, dtype=np.float32), axis=1)
+    bad = np.flatnonzero(~(np.abs(lengths - 1) < UNIT))
+    if bad.size:
+        raise SupportError(
+            f"query {int(bad[0])} has squared length {lengths[bad[0]]}, not 1; normalise queries with unit_vectors, "
+            "which finds those that are zero or not finite"
+        )
+    if allowed is not None and allowed.shape != (size,):
+        raise SupportError(f"the filter has shape {allowed.shape}, but the index holds {size} rows")
+    rows = size if allowed is None else int(np.count_nonzero(allowed))
+    if rows == 0:
+        raise SupportError("no row of the index is allowed; widen the filter")
+    return rows
+
+
+UNIT = 1e-3
+"""How far a squared length may be from 1."""
 
 
 def squared_distances(query: npt.NDArray[Any], vectors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

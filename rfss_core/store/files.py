@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -172,6 +173,67 @@ class Files:
                 partial.unlink(missing_ok=True)
                 raise
             _sync(local.parent)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Yield a local path for another library to write a file to; what is left there at the end is removed.
+
+        Where the root is a folder, the path is on its file system, so that :meth:`adopt` is one rename.
+        """
+        if self.root is not None:
+            _make_folders(self.root)
+        folder = self.root or Path(tempfile.gettempdir())
+        partial = folder / f"scratch.{uuid.uuid4().hex}.partial"
+        try:
+            yield partial
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def adopt(self, source: Path, path: str) -> None:
+        """Move a file of :meth:`scratch` to its place, as atomically and durably as :meth:`write_bytes`.
+
+        Raises:
+            StorageFullError: no space is left.
+            StoreError: the file cannot be written.
+        """
+        local = self.local_path(path)
+        with self._storing("writing", path):
+            if local is None:
+                self._fs.put_file(str(source), self._remote(path))
+                return
+            _make_folders(local.parent)
+            _sync(source)
+            source.replace(local)
+            _sync(local.parent)
+
+    def fetch(self, path: str, target: Path) -> None:
+        """Copy a file to a local path outside the workspace; it is there as a whole or not at all.
+
+        Raises:
+            StoreError: the file is missing or cannot be read.
+        """
+        local = self.local_path(path)
+        with self._storing("reading", path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
+            try:
+                if local is not None:
+                    shutil.copyfile(local, partial)
+                else:
+                    self._fs.get_file(self._remote(path), str(partial))
+                partial.replace(target)
+            finally:
+                partial.unlink(missing_ok=True)
+
+    def size(self, path: str) -> int:
+        """Return a file's bytes.
+
+        Raises:
+            StoreError: the file is missing.
+        """
+        local = self.local_path(path)
+        with self._storing("looking for", path):
+            return local.stat().st_size if local is not None else int(self._fs.size(self._remote(path)))
 
     def names(self, path: str) -> list[str]:
         """Return the sorted names directly in a folder (one listing); empty where there is no such folder."""

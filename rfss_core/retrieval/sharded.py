@@ -1,0 +1,225 @@
+"""Search over a generation's shards as if they were one index."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rfss_core.errors import RecallWarning
+from rfss_core.index_settings import IndexSettings
+from rfss_core.retrieval.coarse import CoarseQuantizer
+from rfss_core.retrieval.generations import Generation, Generations, Probing
+from rfss_core.retrieval.gpus import MOST_NEIGHBOURS, gpu_count, on_gpus
+from rfss_core.retrieval.index import ROUNDING, Vectors, check_search
+from rfss_core.retrieval.inverted_lists import centroids_of, open_lists, read_trained
+from rfss_core.retrieval.stored_vectors import StoredVectors, nearest_among
+from rfss_core.retrieval.vectors import unit_vectors
+
+_PART = 128
+"""Queries whose candidates are measured together: some 15 MiB at 32 candidates of 384 components."""
+
+
+class ShardedIndex:
+    """A :class:`VectorIndex` over memory-mapped inverted lists in any number of files.
+
+    The lists of all shards are stacked (FAISS ``HStackInvertedLists``), so that one search sees what one file would
+    hold, and the number of shards changes nothing. Candidates are measured again in float64 on the vectors as they
+    were given and ordered by distance and row, so a result depends on the query and the generation alone. Two filters
+    are treated apart: one that leaves few rows is searched exactly, one that leaves a share of them with the more
+    lists that the tuning found necessary.
+
+    Args:
+        generations: where the index is stored.
+        generation: what to open. Default: the current generation.
+        settings: ``check``, ``exact_rows`` and ``gpu`` are read.
+        threads: threads of FAISS and of the measuring; None leaves FAISS's as they are.
+
+    Raises:
+        IndexNotFoundError: nothing is published, or a file is missing.
+        CorruptIndexError: a file is truncated, swapped, or of another generation.
+    """
+
+    def __init__(
+        self,
+        generations: Generations,
+        generation: Generation | None = None,
+        settings: IndexSettings | None = None,
+        threads: int | None = None,
+    ) -> None:
+        import faiss
+
+        self.generation = generation or generations.read()
+        self._settings = settings or IndexSettings()
+        self._faiss: Any = faiss
+        self._threads = threads
+        full = self._settings.check == "full"
+        self._index = read_trained(self.generation.trained, generations, full)
+        shards = self.generation.shards
+        self._lists = open_lists(self.generation, generations, full)
+        self._stack = faiss.HStackInvertedLists(self._lists.size, self._lists.pointers.data())
+        self._index.replace_invlists(self._stack, False)
+        self._index.ntotal = self.generation.rows
+        self._coarse = CoarseQuantizer(centroids_of(self._index), self._index.quantizer)
+        paths = [generations.path(shard.vectors, full) for shard in shards]
+        self.vectors = StoredVectors(paths, [shard.rows for shard in shards], self.dim)
+        self.tuning = self.generation.tuning
+        # What the lists hold is what was given, up to rounding, unless they quantise.
+        self._exact_lists = self.generation.trained.kind == "ivf-flat"
+        self._on_gpus = on_gpus(self._index) if self._settings.gpu and gpu_count() else None
+        self._warned = False
+
+    @property
+    def size(self) -> int:
+        """Vectors in the index."""
+        return self.generation.rows
+
+    @property
+    def dim(self) -> int:
+        """Components of a vector."""
+        return self.generation.trained.dim
+
+    def search(
+        self, queries: Vectors, k: int, allowed: npt.NDArray[np.bool_] | None = None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Find the k nearest allowed vectors of each query; see :meth:`VectorIndex.search`.
+
+        Fewer than k are returned only where fewer are allowed: a query whose lists hold too few looks into more.
+
+        Raises:
+            SupportError: queries of another dimension or not of unit length, or no row is allowed.
+        """
+        rows = check_search(queries, self.size, self.dim, allowed)
+        k = min(k, rows)
+        if k > self.tuning.k and not self._warned:
+            self._warned = True
+            warnings.warn(
+                RecallWarning(f"recall was tuned at k = {self.tuning.k}, {k} neighbours are asked for: tune at that k"),
+                stacklevel=2,
+            )
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        probing = self.probing(rows)
+        if probing is None:
+            found, distances = nearest_among(self.vectors, queries, k, allowed, self._threads)
+            return found, distances.astype(np.float32)
+        return self.probe(queries, k, allowed if rows < self.size else None, probing.nprobe)
+
+    def probing(self, rows: int) -> Probing | None:
+        """Return how a search over ``rows`` allowed rows proceeds; None: exactly."""
+        if rows <= self._settings.exact_rows:
+            return None
+        fitting = [level for level in self.tuning.levels if level.share * self.size <= rows]
+        return fitting[0] if fitting else None
+
+    def probe(
+        self,
+        queries: Vectors,
+        k: int,
+        allowed: npt.NDArray[np.bool_] | None,
+        nprobe: int,
+        factor: int | None = None,
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Search so many inverted lists: what :meth:`search` does, with its choices made by the caller (tuning).
+
+        Args:
+            queries: L2-normalised float32 [n, D].
+            k: neighbours, at most the number of allowed rows.
+            allowed: bool [N] or None.
+            nprobe: lists.
+            factor: candidates in multiples of k. Default: the tuning's.
+
+        Returns:
+            As :meth:`VectorIndex.search`.
+        """
+        if self._threads is not None:
+            self._faiss.omp_set_num_threads(self._threads)
+        selector = None
+        if allowed is not None:
+            selector = self._faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+        wanted = k * (factor or self.tuning.factor)
+        indices = np.empty((len(queries), k), dtype=np.int64)
+        distances = np.empty((len(queries), k), dtype=np.float32)
+        pending = [(np.arange(len(queries)), min(nprobe, self._coarse.nlist), wanted + 1)]
+        while pending:
+            members, lists, width = pending.pop()
+            rough, found = self._candidates(queries[members], lists, width, selector)
+            # One more candidate than wanted shows whether the last one is tied with the next.
+            full = found[:, -1] >= 0
+            tied = full & (rough[:, -1] <= rough[:, wanted - 1] + ROUNDING)
+            short = (np.count_nonzero(found >= 0, axis=1) < k) & (lists < self._coarse.nlist)
+            if tied.any():
+                pending.append((members[tied], lists, 2 * width))
+            if short.any():
+                pending.append((members[short], min(2 * lists, self._coarse.nlist), width))
+            settled = ~tied & ~short
+            done = members[settled]
+            if done.size:
+                indices[done], distances[done] = self._measure(queries[done], found[settled], rough[settled], k)
+        return indices, distances
+
+    def _candidates(
+        self, queries: Vectors, nprobe: int, width: int, selector: Any
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Return FAISS's distances [n, width], rising, and rows [n, width]; -1 where the lists hold no more."""
+        params = self._faiss.SearchParametersIVF(nprobe=nprobe, sel=selector)
+        if self._on_gpus is not None and selector is None and width <= MOST_NEIGHBOURS:
+            rough, found = self._on_gpus.search(queries, width, params=params)
+            return rough, found
+        lists, near = self._coarse.nearest(queries, nprobe)
+        rough = np.empty((len(queries), width), dtype=np.float32)
+        found = np.empty((len(queries), width), dtype=np.int64)
+        pointer = self._faiss.swig_ptr
+        # FAISS's own Python wrapper of this call takes no selector.
+        self._index.search_preassigned_c(
+            len(queries),
+            pointer(queries),
+            width,
+            pointer(lists),
+            pointer(near),
+            pointer(rough),
+            pointer(found),
+            False,
+            params,
+        )
+        return rough, found
+
+    def _measure(
+        self, queries: Vectors, found: npt.NDArray[np.int64], rough: npt.NDArray[np.float32], k: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        parts = [slice(first, first + _PART) for first in range(0, len(queries), _PART)]
+
+        def measure(part: slice) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+            return self._measure_part(queries[part], found[part], rough[part], k)
+
+        threads = min(self._threads or self._faiss.omp_get_max_threads(), len(parts))
+        if threads == 1:
+            measured = [measure(part) for part in parts]
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                measured = list(pool.map(measure, parts))
+        return np.concatenate([rows for rows, _ in measured]), np.concatenate([far for _, far in measured])
+
+    def _measure_part(
+        self, queries: Vectors, found: npt.NDArray[np.int64], rough: npt.NDArray[np.float32], k: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        missing = found < 0
+        if not self._exact_lists:
+            vectors = self.vectors.take(np.where(missing, 0, found))
+            lengths = np.sqrt(np.einsum("nwd,nwd->nw", vectors, vectors))
+            # Between unit vectors; good to 1e-6, which decides who is looked at in float64.
+            rough = np.asarray(2 - 2 * np.einsum("nwd,nd->nw", vectors, queries) / lengths, dtype=np.float32)
+        rough = np.where(missing, np.inf, rough)
+        last = np.partition(rough, k - 1, axis=1)[:, k - 1, None]
+        width = int(np.count_nonzero(rough <= last + ROUNDING, axis=1).max())
+        nearest = np.argpartition(rough, width - 1, axis=1)[:, :width]
+        rows = np.take_along_axis(np.where(missing, 0, found), nearest, axis=1)
+        units = unit_vectors(self.vectors.take(rows).reshape(-1, self.dim))[0].reshape(*rows.shape, self.dim)
+        difference = units.astype(np.float64) - queries.astype(np.float64)[:, None]
+        exact = np.sum(difference * difference, axis=2)
+        exact[np.take_along_axis(missing, nearest, axis=1)] = math.inf
+        order = np.lexsort((rows, exact), axis=1)[:, :k]
+        return np.take_along_axis(rows, order, axis=1), np.take_along_axis(exact, order, axis=1)

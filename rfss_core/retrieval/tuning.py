@@ -1,0 +1,140 @@
+"""Recall of an approximate index against exact search, and the number of lists that reaches a target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from rfss_core.index_settings import IndexKind, IndexSettings
+from rfss_core.retrieval.generations import Probing, Tuning
+from rfss_core.retrieval.index import Vectors
+from rfss_core.retrieval.sharded import ShardedIndex
+from rfss_core.retrieval.stored_vectors import checked_units, nearest_among
+
+SHARES = (1.0, 0.5, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
+"""Shares of the rows that a filter leaves, for each of which the number of lists is tuned."""
+_FACTORS: dict[IndexKind, tuple[int, ...]] = {"ivf-flat": (1,), "ivf-sq8": (8, 4, 2), "ivf-pq": (64, 32, 16, 8, 4)}
+_RUN = 64
+"""Consecutive rows that a filter of runs keeps or drops together, as filters on patients do."""
+
+Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Queries with their true neighbours under one filter."""
+
+    queries: Vectors
+    own: Rows
+    allowed: Mask | None
+    truth: Rows
+
+    def recall(self, index: ShardedIndex, nprobe: int, factor: int) -> npt.NDArray[np.float64]:
+        """Return the share of the true neighbours that each query finds, float64 [n]."""
+        found, _ = index.probe(self.queries, self.truth.shape[1] + 1, self.allowed, nprobe, factor)
+        found = without(found, self.own)
+        hits = (found[:, :, None] == self.truth[:, None, :]).any(axis=2)
+        return np.asarray(hits.mean(axis=1), dtype=np.float64)
+
+
+def tune(index: ShardedIndex, k: int, settings: IndexSettings, threads: int | None = None) -> Tuning:
+    """Find how many lists must be searched, without a filter and with filters of several shares.
+
+    Queries are stored vectors, each without itself among its neighbours. Half of them choose, the others measure what
+    is written down. A number of lists is chosen where the recall reaches the target with its standard error to spare,
+    so that the other half should reach it too; where it does not, the next larger number is tried. Under a filter the
+    recall is the worse of a filter of single rows and one of runs of rows.
+
+    Args:
+        index: the index; its own tuning is not read.
+        k: neighbours that recall is measured at.
+        settings: target, number of queries, ``nprobe`` where it is overridden, seed.
+        threads: threads of the exact search.
+
+    Returns:
+        The tuning; :attr:`Tuning.met` says whether the target was reached.
+    """
+    rng = np.random.default_rng(settings.seed)
+    k = min(k, index.size - 1)
+    own = np.sort(rng.choice(index.size, size=min(settings.tune_queries, index.size), replace=False))
+    queries = checked_units(index.vectors.take(own), own)
+    # Neighbouring rows are alike: both halves take every other one.
+    choosing, measuring = np.arange(len(own)) % 2 == 0, np.arange(len(own)) % 2 == 1
+    factors = _FACTORS[index.generation.trained.kind]
+    factor = factors[0]
+    levels: list[Probing] = []
+    for share in SHARES:
+        rows = share * index.size
+        if levels and (rows <= settings.exact_rows or rows < 4 * (k + 1)):
+            break
+        trials = []
+        for allowed in _filters(index.size, share, rng):
+            truth = without(nearest_among(index.vectors, queries, k + 1, allowed, threads)[0], own)
+            trials.append(_Trial(queries, own, allowed, truth))
+
+        def recall(nprobe: int, factor: int, trials: list[_Trial] = trials) -> npt.NDArray[np.float64]:
+            found = [trial.recall(index, nprobe, factor) for trial in trials]
+            return min(found, key=lambda each: float(each.mean()))
+
+        def enough(nprobe: int, factor: int, recall: Callable[..., npt.NDArray[np.float64]] = recall) -> float | None:
+            found = recall(nprobe, factor)
+            chosen, measured = found[choosing], float(found[measuring].mean())
+            error = float(chosen.std()) / math.sqrt(len(chosen))
+            least = min(1.0, settings.target_recall + error)
+            return measured if chosen.mean() >= least and measured >= settings.target_recall else None
+
+        nprobe, reached = _lists(enough, index.generation.trained.nlist, factor, settings.nprobe)
+        if not levels:
+            for smaller in factors[1:]:
+                if reached is not None and (also := enough(nprobe, smaller)) is not None:
+                    factor, reached = smaller, also
+        if reached is None:
+            reached = float(recall(nprobe, factor)[measuring].mean())
+        levels.append(Probing(share=share, nprobe=nprobe, recall=reached))
+    return Tuning(
+        k=k, target=settings.target_recall, queries=int(measuring.sum()), factor=factor, levels=tuple(levels)
+    )
+
+
+def without(rows: Rows, own: Rows) -> Rows:
+    """Drop each query's own row from its neighbours int64 [n, k + 1], or the last where it is not among them."""
+    keep = rows != own[:, None]
+    keep[keep.all(axis=1), -1] = False
+    return rows[keep].reshape(len(rows), -1)
+
+
+def _lists(
+    enough: Callable[[int, int], float | None], nlist: int, factor: int, fixed: int | None
+) -> tuple[int, float | None]:
+    """Return the least number of lists that is enough, to a quarter of itself, and the recall measured there."""
+    if fixed is not None:
+        return min(fixed, nlist), enough(min(fixed, nlist), factor)
+    low, high = 0, 1
+    while (reached := enough(high, factor)) is None:
+        if high == nlist:
+            return nlist, None
+        low, high = high, min(2 * high, nlist)
+    while high - low > max(1, low // 4):
+        middle = (low + high) // 2
+        found = enough(middle, factor)
+        if found is None:
+            low = middle
+        else:
+            high, reached = middle, found
+    return high, reached
+
+
+def _filters(size: int, share: float, rng: np.random.Generator) -> list[Mask | None]:
+    if share == 1:
+        return [None]
+    runs = np.repeat(rng.random(-(-size // _RUN)) < share, _RUN)[:size]
+    single = rng.random(size) < share
+    # A few rows always stay, so that a small index under a sharp filter still has neighbours to find.
+    for mask in (single, runs):
+        mask[rng.choice(size, size=max(1, int(share * size) // 2), replace=False)] |= not mask.any()
+    return [single, runs]

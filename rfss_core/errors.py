@@ -180,7 +180,7 @@ class GateError(RfssError, RuntimeError):
     reason = "gate_failed"
 
 
-class RecallWarning(RfssError, UserWarning):
+class RecallWarning(RfssError, UserWarning):  # noqa: N818 - it is one
     """An approximate index that finds, or may find, fewer of the true neighbours than was asked for."""
 
     reason = "low_recall"

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rfss_core.errors import RecallWarning, SettingsError, SupportError
-from rfss_core.index_settings import IndexSettings
 from rfss_core.retrieval.generations import Generation, Generations, Shard, Trained, Tuning
 from rfss_core.retrieval.index_plan import IndexPlan, plan_index
 from rfss_core.retrieval.inverted_lists import build_shard, train
 from rfss_core.retrieval.sharded import ShardedIndex
 from rfss_core.retrieval.stored_vectors import VectorSource, blocks
-from rfss_core.retrieval.tuning import tune
+from rfss_core.retrieval.tuning import hold_out, tune
+from rfss_core.settings.index import IndexSettings
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,12 @@ class Drift:
 
 
 def build(
-    source: VectorSource, settings: IndexSettings, generations: Generations, k: int, threads: int | None = None
+    source: VectorSource,
+    settings: IndexSettings,
+    generations: Generations,
+    k: int,
+    groups: npt.NDArray[np.int64] | None = None,
+    threads: int | None = None,
 ) -> Generation:
     """Train, fill all shards in this process, tune, and publish.
 
@@ -41,6 +47,8 @@ def build(
         settings: kind, shards, target.
         generations: where to publish.
         k: neighbours that recall is tuned at.
+        groups: int64 [N], the patient of each row as a number: recall is measured on patients that are held out.
+            None: each row is its own, and recall is optimistic where rows of one patient are alike.
         threads: FAISS's threads; None leaves them as they are.
 
     Returns:
@@ -56,18 +64,23 @@ def build(
     plan = plan_index(source.size, settings)
     if plan.kind == "flat":
         raise SettingsError(f"{source.size} vectors are searched exactly: use FlatIndex, or set index.kind")
-    trained = train(draw_sample(source, plan, settings.seed), plan, settings, generations)
+    held = hold_out(_groups(source, groups), settings.tune_queries, settings.seed)
+    trained = train(*draw_sample(source, plan, held, settings.seed), plan, settings, generations)
     shards = [
         build_shard(source.read(first, last), first, trained, generations, settings)
         for first, last in shard_ranges(source.size, settings.shard_rows)
     ]
-    generation = finish(trained, shards, settings, generations, k, threads)
+    generation = finish(trained, shards, held, settings, generations, k, threads)
     _warn(generation)
     return generation
 
 
 def extend(
-    source: VectorSource, settings: IndexSettings, generations: Generations, threads: int | None = None
+    source: VectorSource,
+    settings: IndexSettings,
+    generations: Generations,
+    groups: npt.NDArray[np.int64] | None = None,
+    threads: int | None = None,
 ) -> tuple[Generation, Drift]:
     """Publish a generation with more rows: the current one's shards as they are, and new ones, without training.
 
@@ -75,6 +88,7 @@ def extend(
         source: the new vectors; they get the next rows.
         settings: shards, ``drift_share``, and the target that recall is tuned to again.
         generations: where the current generation is.
+        groups: as in :func:`build`, of the new vectors. Their share of the recall's queries is their share of the rows.
         threads: FAISS's threads.
 
     Returns:
@@ -94,9 +108,12 @@ def extend(
         build_shard(source.read(first, last), old.rows + first, old.trained, generations, settings)
         for first, last in shard_ranges(source.size, settings.shard_rows)
     ]
-    generation = finish(
-        old.trained, [*old.shards, *new], settings, generations, old.tuning.k, threads, parent=old.id
-    )
+    known = np.load(generations.path(old.held), allow_pickle=False)
+    queries = max(1, round(int(known[:, 1].sum()) * source.size / old.rows))
+    fresh = hold_out(_groups(source, groups), queries, settings.seed)
+    fresh[:, 0] += old.rows
+    held, shards = np.concatenate([known, fresh]), [*old.shards, *new]
+    generation = finish(old.trained, shards, held, settings, generations, old.tuning.k, threads, parent=old.id)
     _warn(generation)
     share = sum(shard.far_share * shard.rows for shard in new) / source.size
     return generation, Drift(share, share > settings.drift_share)
@@ -105,6 +122,7 @@ def extend(
 def finish(
     trained: Trained,
     shards: list[Shard],
+    held: npt.NDArray[np.int64],
     settings: IndexSettings,
     generations: Generations,
     k: int,
@@ -113,14 +131,33 @@ def finish(
 ) -> Generation:
     """Tune a generation whose shards are built, and publish it: the step after which readers see it.
 
+    Args:
+        trained: what :func:`train` returned.
+        shards: by rising row.
+        held: what :func:`hold_out` returned.
+        settings: target.
+        generations: where to publish.
+        k: neighbours that recall is tuned at.
+        threads: FAISS's threads.
+        parent: generation that this one extends.
+
     Returns:
         The published generation; its ``tuning.met`` says whether the target was reached.
     """
     import faiss
 
+    with generations.files.scratch() as path:
+        with path.open("wb") as stream:
+            np.save(stream, held, allow_pickle=False)
+        stored = generations.put(path, ".npy")
     untuned = Tuning(k=k, target=settings.target_recall, queries=0, factor=1, levels=())
     generation = Generation(
-        faiss=str(faiss.__version__), trained=trained, shards=tuple(shards), tuning=untuned, parent=parent
+        faiss=str(faiss.__version__),
+        trained=trained,
+        shards=tuple(shards),
+        held=stored,
+        tuning=untuned,
+        parent=parent,
     )
     tuning = tune(ShardedIndex(generations, generation, settings, threads), k, settings, threads)
     generation = generation.model_copy(update={"tuning": tuning})
@@ -133,16 +170,35 @@ def shard_ranges(rows: int, shard_rows: int) -> list[tuple[int, int]]:
     return [(first, min(first + shard_rows, rows)) for first in range(0, rows, shard_rows)]
 
 
-def draw_sample(source: VectorSource, plan: IndexPlan, seed: int) -> npt.NDArray[np.generic]:
-    """Return the training sample [n, D]: rows drawn at random, in random order, read once through the source."""
+def draw_sample(
+    source: VectorSource, plan: IndexPlan, held: npt.NDArray[np.int64], seed: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return the training sample [n, D], drawn from the rows that are not held out, in random order, and the queries.
+
+    The source is read once, in its order.
+    """
     rng = np.random.default_rng(seed)
-    rows = np.sort(rng.choice(source.size, size=plan.train_rows, replace=False))
-    parts = []
+    free = np.ones(source.size, dtype=np.bool_)
+    free[held[:, 0]] = False
+    candidates = np.flatnonzero(free)
+    rows = np.sort(rng.choice(candidates, size=min(plan.train_rows, len(candidates)), replace=False))
+    asked = held[held[:, 1] == 1, 0]
+    sample: list[npt.NDArray[Any]] = []
+    queries: list[npt.NDArray[Any]] = []
     for first, block in blocks(source):
-        low, high = np.searchsorted(rows, [first, first + len(block)])
-        parts.append(block[rows[low:high] - first])
-    sample = np.concatenate(parts)
-    return np.asarray(sample[rng.permutation(len(sample))])
+        for wanted, parts in ((rows, sample), (asked, queries)):
+            low, high = np.searchsorted(wanted, [first, first + len(block)])
+            parts.append(block[wanted[low:high] - first])
+    drawn = np.concatenate(sample)
+    return drawn[rng.permutation(len(drawn))], np.concatenate(queries)
+
+
+def _groups(source: VectorSource, groups: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
+    if groups is None:
+        return np.arange(source.size)
+    if groups.shape != (source.size,):
+        raise SupportError(f"groups have shape {groups.shape}, but there are {source.size} vectors; give one for each")
+    return groups
 
 
 def _warn(generation: Generation) -> None:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rfss_core.digest import digest_file, digest_json
 from rfss_core.errors import CorruptIndexError, IndexNotFoundError, StoreError
-from rfss_core.index_settings import IndexKind
+from rfss_core.settings.index import IndexKind
 from rfss_core.store.files import Files
 
 FORMAT = 1
@@ -59,7 +59,7 @@ class Trained(_Part):
     rows: int
     """Vectors trained on."""
     far: float
-    """99th percentile of the squared L2 distance to the nearest list, over vectors that were not trained on."""
+    """99th percentile of the squared L2 distance to the nearest list, over held-out groups."""
 
 
 class Probing(_Part):
@@ -77,7 +77,7 @@ class Tuning(_Part):
     k: int
     target: float
     queries: int
-    """Stored vectors that recall was measured on, each without itself among its neighbours."""
+    """Stored vectors that recall was measured on; rows of their groups were no neighbours."""
     factor: int
     """Candidates of a query, in multiples of k, that are measured again from the stored vectors."""
     levels: tuple[Probing, ...]
@@ -97,6 +97,8 @@ class Generation(_Part):
     """Version that wrote the files."""
     trained: Trained
     shards: tuple[Shard, ...]
+    held: StoredFile
+    """Rows that recall is measured on: int64 [m, 2] of :func:`rfss_core.retrieval.tuning.hold_out`."""
     tuning: Tuning
     parent: str | None = None
     """Generation that this one added a shard to."""
@@ -260,4 +262,4 @@ def _digest(path: Path) -> str:
 
 def _files_of(generation: Generation) -> list[StoredFile]:
     parts = [(shard.lists, shard.vectors) for shard in generation.shards]
-    return [generation.trained.file, *(stored for pair in parts for stored in pair)]
+    return [generation.trained.file, generation.held, *(stored for pair in parts for stored in pair)]

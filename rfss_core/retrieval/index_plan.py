@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from rfss_core.errors import SettingsError
-from rfss_core.index_settings import IndexKind, IndexSettings
+from rfss_core.settings.index import IndexKind, IndexSettings
 
 EXACT_BELOW = 10_000
 """Fewer vectors than this are compared with each: one matrix product is as fast as inverted lists."""
@@ -15,7 +15,7 @@ FLAT_LISTS_TO = 1_000_000
 LEAST_TRAIN_POINTS = 39
 """FAISS warns about k-means with fewer points a centroid."""
 HELD_SHARE = 0.1
-"""Share of the training sample that is not trained on: its distances say what is far (drift)."""
+"""Share of the rows that may be held out of the training: recall is measured on them."""
 PQ_BITS = 8
 
 
@@ -27,7 +27,7 @@ class IndexPlan:
     nlist: int
     """Inverted lists; 0 for an exact index."""
     train_rows: int
-    """Vectors of the sample, those held out of the training included; 0 for an exact index."""
+    """Vectors of the sample, at most; 0 for an exact index."""
 
 
 def plan_index(rows: int, settings: IndexSettings) -> IndexPlan:
@@ -63,7 +63,7 @@ def plan_index(rows: int, settings: IndexSettings) -> IndexPlan:
     points = nlist * settings.train_points
     if kind == "ivf-pq":
         points = max(points, LEAST_TRAIN_POINTS * 2**PQ_BITS)
-    return IndexPlan(kind, nlist, min(rows, math.ceil(points / (1 - HELD_SHARE))))
+    return IndexPlan(kind, nlist, min(rows, points))
 
 
 def _guided_lists(rows: int) -> int:

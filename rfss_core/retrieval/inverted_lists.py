@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from rfss_core.errors import CorruptIndexError, SupportError
-from rfss_core.index_settings import IndexSettings
 from rfss_core.retrieval.coarse import CoarseQuantizer
 from rfss_core.retrieval.generations import Generation, Generations, Shard, Trained
 from rfss_core.retrieval.gpus import gpu_count, on_gpus
 from rfss_core.retrieval.index import Vectors
-from rfss_core.retrieval.index_plan import HELD_SHARE, PQ_BITS, IndexPlan
+from rfss_core.retrieval.index_plan import PQ_BITS, IndexPlan
 from rfss_core.retrieval.stored_vectors import BLOCK, checked_units
+from rfss_core.settings.index import IndexSettings
 
 FAR_PERCENTILE = 99.0
 _ITERATIONS = 10
@@ -39,34 +39,37 @@ class OpenLists:
         return len(self.shards)
 
 
-def train(sample: npt.NDArray[Any], plan: IndexPlan, settings: IndexSettings, generations: Generations) -> Trained:
+def train(
+    sample: npt.NDArray[Any],
+    held: npt.NDArray[Any],
+    plan: IndexPlan,
+    settings: IndexSettings,
+    generations: Generations,
+) -> Trained:
     """Train an empty index by k-means on a sample and store it.
-
-    A tenth of the sample takes no part; its distances to the lists say what is far for new vectors (drift).
 
     Args:
         sample: float16 or float32 [n, D], a random sample of the vectors in random order.
+        held: [m, D], vectors of groups that are not in the sample: their distances to the lists say what is far.
         plan: kind and lists.
         settings: seed and ``gpu``.
         generations: where to store it.
 
     Raises:
-        SupportError: a vector of the sample is zero or not finite.
+        SupportError: a vector is zero or not finite.
     """
     import faiss
 
     units = checked_units(sample, range(len(sample)))
-    held = units[: max(1, int(len(units) * HELD_SHARE))]
-    learnt = units[len(held) :]
     index = _empty(int(units.shape[1]), plan)
     index.cp.niter = _ITERATIONS
     index.cp.seed = settings.seed
     index.cp.max_points_per_centroid = 256
     if settings.gpu and gpu_count():
         index.clustering_index = on_gpus(faiss.IndexFlatL2(index.d))
-    index.train(learnt)
+    index.train(units)
     index.clustering_index = None
-    near = _assign(index, held, settings)[1]
+    near = _assign(index, checked_units(held, range(len(held))), settings)[1]
     with generations.files.scratch() as path:
         faiss.write_index(index, str(path))
         stored = generations.put(path, ".index")
@@ -75,7 +78,7 @@ def train(sample: npt.NDArray[Any], plan: IndexPlan, settings: IndexSettings, ge
         kind=plan.kind,
         nlist=plan.nlist,
         dim=int(units.shape[1]),
-        rows=len(learnt),
+        rows=len(units),
         far=float(np.percentile(near, FAR_PERCENTILE)),
     )
 
@@ -148,7 +151,8 @@ def open_lists(generation: Generation, generations: Generations, full: bool) -> 
     import faiss
 
     shards, expected = [], 0
-    pointers = faiss.InvertedListsPtrVector()
+    library: Any = faiss
+    pointers = library.InvertedListsPtrVector()
     for shard in generation.shards:
         if shard.first != expected:
             raise CorruptIndexError(
@@ -172,6 +176,7 @@ def _empty(dim: int, plan: IndexPlan) -> Any:
     import faiss
 
     centroids = faiss.IndexFlatL2(dim)
+    index: Any
     if plan.kind == "ivf-flat":
         index = faiss.IndexIVFFlat(centroids, dim, plan.nlist)
     elif plan.kind == "ivf-sq8":

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from rfss_core.errors import RecallWarning
-from rfss_core.index_settings import IndexSettings
 from rfss_core.retrieval.coarse import CoarseQuantizer
 from rfss_core.retrieval.generations import Generation, Generations, Probing
 from rfss_core.retrieval.gpus import MOST_NEIGHBOURS, gpu_count, on_gpus
@@ -19,6 +18,7 @@ from rfss_core.retrieval.index import ROUNDING, Vectors, check_search
 from rfss_core.retrieval.inverted_lists import centroids_of, open_lists, read_trained
 from rfss_core.retrieval.stored_vectors import StoredVectors, nearest_among
 from rfss_core.retrieval.vectors import unit_vectors
+from rfss_core.settings.index import IndexSettings
 
 _PART = 128
 """Queries whose candidates are measured together: some 15 MiB at 32 candidates of 384 components."""
@@ -68,6 +68,7 @@ class ShardedIndex:
         paths = [generations.path(shard.vectors, full) for shard in shards]
         self.vectors = StoredVectors(paths, [shard.rows for shard in shards], self.dim)
         self.tuning = self.generation.tuning
+        self.held = np.load(generations.path(self.generation.held, full), allow_pickle=False)
         # What the lists hold is what was given, up to rounding, unless they quantise.
         self._exact_lists = self.generation.trained.kind == "ivf-flat"
         self._on_gpus = on_gpus(self._index) if self._settings.gpu and gpu_count() else None

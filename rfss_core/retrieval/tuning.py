@@ -9,15 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rfss_core.index_settings import IndexKind, IndexSettings
 from rfss_core.retrieval.generations import Probing, Tuning
 from rfss_core.retrieval.index import Vectors
+from rfss_core.retrieval.index_plan import HELD_SHARE
 from rfss_core.retrieval.sharded import ShardedIndex
 from rfss_core.retrieval.stored_vectors import checked_units, nearest_among
+from rfss_core.settings.index import IndexKind, IndexSettings
 
 SHARES = (1.0, 0.5, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 """Shares of the rows that a filter leaves, for each of which the number of lists is tuned."""
 _FACTORS: dict[IndexKind, tuple[int, ...]] = {"ivf-flat": (1,), "ivf-sq8": (8, 4, 2), "ivf-pq": (64, 32, 16, 8, 4)}
+_QUERIES_A_GROUP = 8
 _RUN = 64
 """Consecutive rows that a filter of runs keeps or drops together, as filters on patients do."""
 
@@ -30,41 +32,70 @@ class _Trial:
     """Queries with their true neighbours under one filter."""
 
     queries: Vectors
-    own: Rows
-    allowed: Mask | None
+    allowed: Mask
     truth: Rows
 
     def recall(self, index: ShardedIndex, nprobe: int, factor: int) -> npt.NDArray[np.float64]:
         """Return the share of the true neighbours that each query finds, float64 [n]."""
-        found, _ = index.probe(self.queries, self.truth.shape[1] + 1, self.allowed, nprobe, factor)
-        found = without(found, self.own)
-        hits = (found[:, :, None] == self.truth[:, None, :]).any(axis=2)
-        return np.asarray(hits.mean(axis=1), dtype=np.float64)
+        found, _ = index.probe(self.queries, self.truth.shape[1], self.allowed, nprobe, factor)
+        return np.asarray((found[:, :, None] == self.truth[:, None, :]).any(axis=2).mean(axis=1), dtype=np.float64)
+
+
+def hold_out(groups: npt.NDArray[np.int64], queries: int, seed: int) -> npt.NDArray[np.int64]:
+    """Choose the queries that recall is measured on: some rows of some groups, whose other rows stay out as well.
+
+    A slice finds other slices of its own volume easily, and a new patient has none in the index: recall measured on
+    rows whose groups take part would promise too much.
+
+    Args:
+        groups: int64 [N], rows that belong together (of one patient) have one number.
+        queries: how many queries are wanted.
+        seed: of the choice.
+
+    Returns:
+        int64 [m, 2]: row, and 1 where it is a query, 0 where it only stays out; by rising row. No more than a tenth of
+        all rows are held out.
+    """
+    rng = np.random.default_rng([seed, len(groups)])
+    by_group = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[by_group], prepend=groups[by_group[0]] - 1))
+    sizes = np.diff(np.append(starts, len(groups)))
+    held: list[tuple[int, int]] = []
+    asked = 0
+    for group in rng.permutation(len(starts)):
+        members = by_group[starts[group] : starts[group] + sizes[group]]
+        if held and (asked >= queries or len(held) + len(members) > HELD_SHARE * len(groups)):
+            break
+        chosen = set(rng.permutation(members)[:_QUERIES_A_GROUP].tolist())
+        asked += len(chosen)
+        held += [(int(row), int(row in chosen)) for row in members]
+    return np.array(sorted(held), dtype=np.int64)
 
 
 def tune(index: ShardedIndex, k: int, settings: IndexSettings, threads: int | None = None) -> Tuning:
     """Find how many lists must be searched, without a filter and with filters of several shares.
 
-    Queries are stored vectors, each without itself among its neighbours. Half of them choose, the others measure what
-    is written down. A number of lists is chosen where the recall reaches the target with its standard error to spare,
-    so that the other half should reach it too; where it does not, the next larger number is tried. Under a filter the
-    recall is the worse of a filter of single rows and one of runs of rows.
+    Queries are the held-out rows of :func:`hold_out`; their groups are no one's neighbours. Half of them choose, the
+    others measure what is written down. A number of lists is chosen where the recall reaches the target with its
+    standard error to spare, so that the other half should reach it too; where it does not, the next larger number is
+    tried. Under a filter the recall is the worse of a filter of single rows and one of runs of rows.
 
     Args:
         index: the index; its own tuning is not read.
         k: neighbours that recall is measured at.
-        settings: target, number of queries, ``nprobe`` where it is overridden, seed.
+        settings: target, ``nprobe`` where it is overridden, ``exact_rows``, seed.
         threads: threads of the exact search.
 
     Returns:
         The tuning; :attr:`Tuning.met` says whether the target was reached.
     """
     rng = np.random.default_rng(settings.seed)
-    k = min(k, index.size - 1)
-    own = np.sort(rng.choice(index.size, size=min(settings.tune_queries, index.size), replace=False))
+    held = index.held
+    own = held[held[:, 1] == 1, 0]
+    k = min(k, index.size - len(held))
     queries = checked_units(index.vectors.take(own), own)
     # Neighbouring rows are alike: both halves take every other one.
-    choosing, measuring = np.arange(len(own)) % 2 == 0, np.arange(len(own)) % 2 == 1
+    choosing, measuring = np.arange(len(own)) % 2 == 0, np.arange(len(own)) % 2 == min(1, len(own) - 1)
     factors = _FACTORS[index.generation.trained.kind]
     factor = factors[0]
     levels: list[Probing] = []
@@ -74,8 +105,10 @@ def tune(index: ShardedIndex, k: int, settings: IndexSettings, threads: int | No
             break
         trials = []
         for allowed in _filters(index.size, share, rng):
-            truth = without(nearest_among(index.vectors, queries, k + 1, allowed, threads)[0], own)
-            trials.append(_Trial(queries, own, allowed, truth))
+            allowed[held[:, 0]] = False
+            if np.count_nonzero(allowed) >= k:
+                truth = nearest_among(index.vectors, queries, k, allowed, threads)[0]
+                trials.append(_Trial(queries, allowed, truth))
 
         def recall(nprobe: int, factor: int, trials: list[_Trial] = trials) -> npt.NDArray[np.float64]:
             found = [trial.recall(index, nprobe, factor) for trial in trials]
@@ -96,16 +129,7 @@ def tune(index: ShardedIndex, k: int, settings: IndexSettings, threads: int | No
         if reached is None:
             reached = float(recall(nprobe, factor)[measuring].mean())
         levels.append(Probing(share=share, nprobe=nprobe, recall=reached))
-    return Tuning(
-        k=k, target=settings.target_recall, queries=int(measuring.sum()), factor=factor, levels=tuple(levels)
-    )
-
-
-def without(rows: Rows, own: Rows) -> Rows:
-    """Drop each query's own row from its neighbours int64 [n, k + 1], or the last where it is not among them."""
-    keep = rows != own[:, None]
-    keep[keep.all(axis=1), -1] = False
-    return rows[keep].reshape(len(rows), -1)
+    return Tuning(k=k, target=settings.target_recall, queries=int(measuring.sum()), factor=factor, levels=tuple(levels))
 
 
 def _lists(
@@ -129,12 +153,8 @@ def _lists(
     return high, reached
 
 
-def _filters(size: int, share: float, rng: np.random.Generator) -> list[Mask | None]:
+def _filters(size: int, share: float, rng: np.random.Generator) -> list[Mask]:
     if share == 1:
-        return [None]
+        return [np.ones(size, dtype=np.bool_)]
     runs = np.repeat(rng.random(-(-size // _RUN)) < share, _RUN)[:size]
-    single = rng.random(size) < share
-    # A few rows always stay, so that a small index under a sharp filter still has neighbours to find.
-    for mask in (single, runs):
-        mask[rng.choice(size, size=max(1, int(share * size) // 2), replace=False)] |= not mask.any()
-    return [single, runs]
+    return [rng.random(size) < share, runs]

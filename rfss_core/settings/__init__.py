@@ -16,6 +16,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rfss_core.errors import InputNotFoundError, SettingsError
 from rfss_core.settings.base import SettingsModel
+from rfss_core.settings.index import PLACING
+from rfss_core.settings.index import IndexSettings as IndexSettings
 from rfss_core.settings.retrieval import FilterSettings as FilterSettings
 from rfss_core.settings.retrieval import RetrievalSettings as RetrievalSettings
 from rfss_core.settings.retrieval import Strategy as Strategy
@@ -292,6 +294,9 @@ class LabelSettings(SettingsModel):
     retrieval: RetrievalSettings = Field(
         default_factory=RetrievalSettings, description="Which labelled slices serve a query."
     )
+    index: IndexSettings = Field(
+        default_factory=IndexSettings, description="How support slices are indexed once there are many."
+    )
     segmentation: SegmentationSettings = Field(
         default_factory=SegmentationSettings, description="How memories become masks."
     )
@@ -311,7 +316,7 @@ class LabelSettings(SettingsModel):
             places.append("training")
         caches = {"host_cache_mb", "device_cache_mb"}
         # What the metadata say is part of the support set's digest; where their file lies changes nothing.
-        inner = {"segmentation": caches, "retrieval": {"metadata"}}
+        inner = {"segmentation": caches, "retrieval": {"metadata"}, "index": set(PLACING)}
         return self.model_dump(mode="json", exclude={**dict.fromkeys(places, True), **inner})
 
 

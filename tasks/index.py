@@ -19,6 +19,7 @@ from rfss_core.store import Manifest, Workspace
 from tasks.chunks import finish_chunk
 from tasks.embed import STAGE as EMBED_STAGE
 from tasks.embed import Embeddings
+from tasks.generation import StoredIndex, store_index
 from tasks.patches import Patches
 from tasks.run import STAGE_TASK, ChunkReport, Run
 
@@ -43,6 +44,8 @@ class SupportIndex:
     """Digest of what the filter compares of all cases, queries too."""
     patches: Patches | None = None
     """The support slices' patch tokens, where the strategy compares them."""
+    stored: StoredIndex | None = None
+    """The approximate index; None where the support set is searched exactly."""
 
     @property
     def held_out_digest(self) -> str:
@@ -123,7 +126,11 @@ def build_index(run: Run, manifest: Manifest, embeddings: Embeddings, split: Spl
             columns = table.drop(columns=["foreground", "pixel_digest", "label_digest"])
             report = finish_chunk(store, "support", len(table), {"embeddings": vectors}, {"slices": columns})
         stage.finished(report)
+        k = settings.k or min(PRESETS[settings.preset].k, left)
+        stored_index = store_index(run, stage, key, table, embeddings, k * settings.retrieval.candidates_a_support)
         stage.note = f"{len(table)} support slices of {len(split.support)} patients"
+        if stored_index is not None:
+            stage.note += f", {stored_index.kind} in {stored_index.shards} shards, recall {stored_index.recall:.4f}"
     return SupportIndex(
         key,
         digest,
@@ -131,9 +138,10 @@ def build_index(run: Run, manifest: Manifest, embeddings: Embeddings, split: Spl
         len(table),
         tuple(support_cases["case_id"]),
         tuple(held_out["case_id"]),
-        settings.k or min(PRESETS[settings.preset].k, left),
+        k,
         exact_k=settings.k is not None,
         metadata_digest=_metadata_digest(run, manifest),
+        stored=stored_index,
     )
 
 

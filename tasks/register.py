@@ -27,6 +27,7 @@ from tasks.summary import (
     CasesPart,
     DatasetPart,
     DecisionsPart,
+    IndexPart,
     IntervalPart,
     ModelPart,
     QualityPredictionPart,
@@ -77,7 +78,7 @@ def register(
                 fingerprint=summary.fingerprint,
                 address=dataset.folder,
                 params=_params(run, index, embeddings, masks),
-                metrics=_metrics(summary),
+                metrics=_metrics(summary) | _index_metrics(index),
                 artifacts={
                     "dataset": [f"{folder}/manifest.json", f"{folder}/manifest.parquet"],
                     "manifest": [f"manifest/{name}.parquet" for name in ("cases", "slices", "quarantine")],
@@ -136,6 +137,7 @@ def summarise_run(
         held_out_dice=_intervals(quality.summary.dice),
         held_out_hd95=_intervals(quality.summary.hd95),
         label_fusion_dice=_intervals(quality.fusion_summary.dice),
+        index=_index_part(index),
         decisions=DecisionsPart(**dataset.decisions),
         quality_prediction=QualityPredictionPart(
             mae=jsonable(prediction.mae), spearman=jsonable(prediction.spearman), coverage=jsonable(prediction.coverage)
@@ -180,9 +182,20 @@ def _warnings(
         )
     if (manifest.cases["kind"] == "raster").any():
         notes.append("PNG, TIFF and JPEG files carry no spacing that is read: their HD95 is in pixels, not mm")
+    if index.stored is not None and index.stored.warning:
+        notes.append(index.stored.warning)
     if quality.prediction.note:
         notes.append(quality.prediction.note)
     return notes
+
+
+def _index_part(index: SupportIndex) -> IndexPart:
+    stored = index.stored
+    if stored is None:
+        return IndexPart()
+    return IndexPart(
+        kind=stored.kind, shards=stored.shards, recall=stored.recall, filtered_recall=stored.filtered_recall
+    )
 
 
 def _intervals(parts: dict[str, Any]) -> dict[str, IntervalPart]:
@@ -207,6 +220,8 @@ def _params(run: Run, index: SupportIndex, embeddings: Embeddings, masks: Masks)
         **nested,
         "k": index.k,
         "support_slices": index.n_slices,
+        "index_kind": index.stored.kind if index.stored else "flat",
+        "index_generation": index.stored.generation if index.stored else None,
         "classes": dict(index.classes),
         "executor": run.executor.name,
         "embedding_model": embeddings.model,
@@ -235,6 +250,12 @@ def _metrics(summary: Summary) -> dict[str, float]:
     values |= {f"quality_prediction.{name}": value for name, value in prediction.items()}
     # MLflow allows only these characters in a metric's name; class names are the user's.
     return {_metric_name(name): float(value) for name, value in values.items() if value is not None}
+
+
+def _index_metrics(index: SupportIndex) -> dict[str, float]:
+    if index.stored is None:
+        return {}
+    return {"retrieval.recall": index.stored.recall, "retrieval.filtered_recall": index.stored.filtered_recall}
 
 
 def _metric_name(name: str) -> str:

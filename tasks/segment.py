@@ -31,6 +31,7 @@ from rfss_core.store.manifest import slice_id
 from tasks.chunks import finish_chunk, pending
 from tasks.embed import STAGE as EMBED_STAGE
 from tasks.embed import Embeddings
+from tasks.generation import open_stored
 from tasks.index import SupportIndex, open_support
 from tasks.models import Network, embedder_for, network_for, point_segmenter_for, segmenter_for, segmenter_name
 from tasks.run import STAGE_TASK, ChunkReport, Run
@@ -116,7 +117,7 @@ class _Query:
 @lru_cache(maxsize=1)
 def _retrieval(job: SegmentJob) -> tuple[SupportSet, Retriever]:
     support = open_support(job.workspace, job.index)
-    return support, Retriever(support, job.retrieval, job.seed)
+    return support, Retriever(support, job.retrieval, job.seed, index=open_stored(job.workspace, job.index.stored))
 
 
 def segment_chunk(job: SegmentJob, unit: SegmentUnit) -> ChunkReport:
@@ -310,6 +311,7 @@ def segment(
             {
                 "embeddings": embeddings.key,
                 "support": index.digest,
+                **({"index": index.stored.generation} if index.stored is not None else {}),
                 "held_out": index.held_out_digest,
                 "model": segmenter.digest,
                 "network": network.key if network else None,

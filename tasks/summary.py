@@ -48,6 +48,17 @@ class IntervalPart(_Part):
     """Patients."""
 
 
+class IndexPart(_Part):
+    """How support slices were searched."""
+
+    kind: str = "flat"
+    shards: int = 1
+    recall: float = 1.0
+    """Share of the true k nearest that is found, as measured when the index was built; 1 where it is exact."""
+    filtered_recall: float = 1.0
+    """The least such share under a filter."""
+
+
 class DecisionsPart(_Part):
     """Counts of decisions over the cases that got pseudo-labels."""
 
@@ -90,6 +101,7 @@ class Summary(_Part):
     """Per class and ``mean``, in mm."""
     label_fusion_dice: dict[str, IntervalPart]
     """The same cases labelled by majority vote of the retrieved masks: the floor."""
+    index: IndexPart = Field(default_factory=IndexPart)
     decisions: DecisionsPart
     quality_prediction: QualityPredictionPart
     gate: list[str] = Field(default_factory=list)

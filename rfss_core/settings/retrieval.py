@@ -107,6 +107,11 @@ class RetrievalSettings(SettingsModel):
     )
 
     @property
+    def candidates_a_support(self) -> int:
+        """How many neighbours the strategy asks an index for, in multiples of k."""
+        return self.candidates if self.strategy in ("diverse", "region") else 1
+
+    @property
     def needs_patches(self) -> bool:
         """Whether the strategy compares patch tokens."""
         return self.strategy == "region"

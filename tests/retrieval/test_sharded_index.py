@@ -55,8 +55,12 @@ def test_shards_do_not_matter(
     with warnings.catch_warnings():
         # So few rows have few held-out queries: the target may be missed, and the shards must still agree.
         warnings.simplefilter("ignore", RecallWarning)
-        one, _ = stored_index(tmp_path_factory.mktemp("one"), vectors, kind=kind, shard_rows=rows, exact_rows=exact_rows)
-        many, _ = stored_index(tmp_path_factory.mktemp("many"), vectors, kind=kind, shard_rows=shard_rows, exact_rows=exact_rows)
+        one, _ = stored_index(
+            tmp_path_factory.mktemp("one"), vectors, kind=kind, shard_rows=rows, exact_rows=exact_rows
+        )
+        many, _ = stored_index(
+            tmp_path_factory.mktemp("many"), vectors, kind=kind, shard_rows=shard_rows, exact_rows=exact_rows
+        )
     assert len(many.generation.shards) == -(-rows // shard_rows)
     assert many.tuning == one.tuning
     for filtered in (None, allowed):

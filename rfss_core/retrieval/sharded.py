@@ -208,8 +208,10 @@ class ShardedIndex:
         self, queries: Vectors, found: npt.NDArray[np.int64], rough: npt.NDArray[np.float32], k: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         missing = found < 0
+        found = np.where(missing, 0, found)
+        vectors = None
         if not self._exact_lists:
-            vectors = self.vectors.take(np.where(missing, 0, found))
+            vectors = self.vectors.take(found)
             lengths = np.sqrt(np.einsum("nwd,nwd->nw", vectors, vectors))
             # Between unit vectors; good to 1e-6, which decides who is looked at in float64.
             rough = np.asarray(2 - 2 * np.einsum("nwd,nd->nw", vectors, queries) / lengths, dtype=np.float32)
@@ -217,8 +219,9 @@ class ShardedIndex:
         last = np.partition(rough, k - 1, axis=1)[:, k - 1, None]
         width = int(np.count_nonzero(rough <= last + ROUNDING, axis=1).max())
         nearest = np.argpartition(rough, width - 1, axis=1)[:, :width]
-        rows = np.take_along_axis(np.where(missing, 0, found), nearest, axis=1)
-        units = unit_vectors(self.vectors.take(rows).reshape(-1, self.dim))[0].reshape(*rows.shape, self.dim)
+        rows = np.take_along_axis(found, nearest, axis=1)
+        chosen = self.vectors.take(rows) if vectors is None else vectors[np.arange(len(rows))[:, None], nearest]
+        units = unit_vectors(chosen.reshape(-1, self.dim))[0].reshape(*rows.shape, self.dim)
         difference = units.astype(np.float64) - queries.astype(np.float64)[:, None]
         exact = np.sum(difference * difference, axis=2)
         exact[np.take_along_axis(missing, nearest, axis=1)] = math.inf

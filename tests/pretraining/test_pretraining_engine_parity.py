@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,7 @@ from rfss_core.pretraining.evaluation import Protocol, Split, segment
 from rfss_core.pretraining.propagation import initialise
 from rfss_core.pretraining.segmenter import build_sam2
 from rfss_core.pretraining.source import Slices
-from rfss_core.retrieval import SupportSet
+from rfss_core.retrieval import Neighbours, SupportSet
 from rfss_core.segmentation.engine import MemorySegmenter
 from rfss_core.segmentation.memory import MemoryBank
 from rfss_core.segmentation.transformers_adapter import TransformersAdapter
@@ -21,12 +19,6 @@ from rfss_core.settings import SegmentationSettings
 
 SIZE = 128
 K = 3
-
-
-@dataclass
-class Found:
-    indices: np.ndarray
-    distances: np.ndarray
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +50,7 @@ def run_engine(model, scene, nearest, pointers: bool):
     settings = SegmentationSettings(use_object_pointers=pointers, object_score_threshold=None)
     engine = MemorySegmenter(adapter, MemoryBank("test", 2**28), settings, mode="direct", trained=False)
     support = SupportSet.from_arrays([*images[:4], images[5]], [*labels[:4], labels[5]], classes={1: "disc"})
-    found = [Found(np.array(row), np.arange(K, dtype=np.float32)) for row in nearest]
+    found = [Neighbours(np.array(row), np.arange(K, dtype=np.float32)) for row in nearest]
     return engine.segment([images[4], images[0]], found, support, classes=[1])
 
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pandas as pd
 from prefect import task
 
-from rfss_core.settings import EmbeddingSettings, PresetName
 from rfss_core.store import Workspace
 from tasks.chunks import finish_chunk, pending
+from tasks.embed import EmbedJob
 from tasks.models import embedder_for
 from tasks.run import STAGE_TASK, ChunkReport, Run
 
@@ -44,17 +44,6 @@ class Patches:
 
 
 @dataclass(frozen=True)
-class PatchJob:
-    """What every worker of the stage needs; small and picklable."""
-
-    workspace: str
-    key: str
-    settings: EmbeddingSettings
-    preset: PresetName
-    device: str
-
-
-@dataclass(frozen=True)
 class PatchUnit:
     """The support slices of one case."""
 
@@ -68,7 +57,7 @@ class PatchUnit:
         return self.case_id
 
 
-def patch_chunk(job: PatchJob, unit: PatchUnit) -> ChunkReport:
+def patch_chunk(job: EmbedJob, unit: PatchUnit) -> ChunkReport:
     """Embed the patches of one case's support slices; runs in a worker."""
     workspace = Workspace.open(job.workspace)
     embedder = embedder_for(job.settings, job.preset, job.device)
@@ -101,7 +90,7 @@ def embed_patches(run: Run, key: str, table: pd.DataFrame) -> Patches:
             PatchUnit(str(case_id), tuple(int(z) for z in group["z"]))
             for case_id, group in table.groupby("case_id", sort=True)
         ]
-        job = PatchJob(run.workspace.url, key, settings.embedding, settings.preset, settings.segmentation.device)
+        job = EmbedJob(run.workspace.url, key, settings.embedding, settings.preset, settings.segmentation.device)
         todo = pending(run.workspace.stage(STAGE, key), units)
         stage.run_chunks(partial(patch_chunk, job), todo, done=len(units) - len(todo), unit="cases")
         stage.note = f"{len(table)} slices"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from prefect import flow
 from pydantic import BaseModel
 
@@ -13,9 +11,8 @@ from rfss_core.errors import SettingsError
 from rfss_core.quality import METRICS_LIBRARY, Split, split_patients
 from rfss_core.settings import SUPERVISED, LabelSettings
 from tasks.embed import embed
-from tasks.index import build_index, support_table
+from tasks.index import build_index, with_patches
 from tasks.ingest import ingest
-from tasks.patches import embed_patches
 from tasks.quality import measure
 from tasks.segment import segment
 from tasks.served import set_aside
@@ -89,9 +86,7 @@ def evaluate(
         split = choose_patients(manifest.cases["patient"].tolist(), settings, test_patients, support_patients)
         embeddings = embed(run, manifest)
         index = build_index(run, manifest, embeddings, split)
-        if settings.retrieval.needs_patches:
-            patches = embed_patches(run, index.key, support_table(run.workspace, index))
-            index = dataclasses.replace(index, patches=patches)
+        index = with_patches(run, index)
         network = train(run, index) if settings.segmentation.segmenter in SUPERVISED else None
         masks = segment(run, manifest, embeddings, index, list(index.held_out_cases), network)
         manifest = set_aside(run, manifest, masks.refused)

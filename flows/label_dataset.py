@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 
 from prefect import flow
@@ -15,9 +14,8 @@ from rfss_core.segmentation.factory import baseline_error
 from rfss_core.settings import BASELINES, LabelSettings
 from rfss_core.store import Manifest
 from tasks.embed import embed
-from tasks.index import build_index, support_table
+from tasks.index import build_index, with_patches
 from tasks.ingest import ingest
-from tasks.patches import embed_patches
 from tasks.publish import publish
 from tasks.quality import measure
 from tasks.register import register
@@ -55,9 +53,7 @@ def label_dataset(settings: LabelSettings) -> Summary:
         split = split_patients(labelled["patient"].tolist(), settings.held_out, settings.seed)
         embeddings = embed(run, manifest)
         index = build_index(run, manifest, embeddings, split)
-        if settings.retrieval.needs_patches:
-            patches = embed_patches(run, index.key, support_table(run.workspace, index))
-            index = dataclasses.replace(index, patches=patches)
+        index = with_patches(run, index)
         masks = segment(run, manifest, embeddings, index, [*unlabelled, *index.held_out_cases])
         manifest = set_aside(run, manifest, masks.refused)
         quality = measure(run, manifest, index, masks)

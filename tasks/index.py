@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from tasks.chunks import finish_chunk
 from tasks.embed import STAGE as EMBED_STAGE
 from tasks.embed import Embeddings
 from tasks.generation import StoredIndex, store_index
-from tasks.patches import Patches
+from tasks.patches import Patches, embed_patches
 from tasks.run import STAGE_TASK, ChunkReport, Run
 
 STAGE = "index"
@@ -53,7 +53,14 @@ class SupportIndex:
         return digest_json(list(self.held_out_cases))
 
 
-def support_table(workspace: Workspace, index: SupportIndex) -> pd.DataFrame:
+def with_patches(run: Run, index: SupportIndex) -> SupportIndex:
+    """Run stage patches where the strategy compares patch tokens, and return the index that knows where they are."""
+    if not run.settings.retrieval.needs_patches:
+        return index
+    return replace(index, patches=embed_patches(run, index.key, _stored_slices(run.workspace, index)))
+
+
+def _stored_slices(workspace: Workspace, index: SupportIndex) -> pd.DataFrame:
     """Return the stored support slices, sorted by case and place."""
     return workspace.stage(STAGE, index.key).read_table("support", "slices")
 
@@ -62,7 +69,7 @@ def open_support(workspace_url: str, index: SupportIndex) -> SupportSet:
     """Open the stored support set; images, masks and patch tokens are read when asked for."""
     workspace = Workspace.open(workspace_url)
     stage = workspace.stage(STAGE, index.key)
-    table = support_table(workspace, index)
+    table = _stored_slices(workspace, index)
     support = _support_set(workspace, table, dict(index.classes))
     support = support.with_embeddings(stage.read_array("support", "embeddings"))
     return support if index.patches is None else support.with_patches(index.patches.reader(workspace, table))

@@ -22,7 +22,7 @@ class LossWeights:
     dice: float = 1.0
     every_mask: float = 0.6
     """Share of the three masks' mean beside the best one. A task has one answer: masks that differ only give the IoU
-    head occasion to choose wrongly (a third to a half of the distance to the best of three was lost at 0.2)."""
+    head occasion to choose wrongly (docs/pretraining-log.md, third session)."""
     iou: float = 0.3
     object_score: float = 0.4
     propagation: float = 0.4

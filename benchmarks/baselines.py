@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import tasks  # noqa: F401 - sets the environment's defaults before Prefect and MLflow are imported
-from flows.cli import check_places
 from flows.evaluate import Evaluation, evaluate
+from flows.options import check_places
 from flows.session import command_session
 from rfss_core.errors import RfssError
 from rfss_core.phantom import write_cohort

@@ -42,8 +42,8 @@ def test_the_snippet_is_about_ten_lines() -> None:
 
 
 def test_the_readme_names_every_exit_code() -> None:
-    cli = (ROOT / "flows" / "cli.py").read_text(encoding="utf-8")
+    cli = (ROOT / "flows" / "exit_codes.py").read_text(encoding="utf-8")
     codes = re.search(r"^DONE, FAILED, BAD_INPUT, GATE_FAILED, INTERRUPTED = ([\d, ]+)$", cli, re.MULTILINE)
-    assert codes is not None, "flows/cli.py no longer lists its exit codes on one line"
+    assert codes is not None, "flows/exit_codes.py no longer lists its exit codes on one line"
     for code in codes[1].split(", "):
         assert re.search(rf"^\| {code} \|", README, re.MULTILINE), f"exit code {code} is not in the README's table"

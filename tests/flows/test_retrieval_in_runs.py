@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from cohorts import VOTE, settings_for
 
-from flows.cli import filter_of
 from flows.evaluate import Evaluation, evaluate
 from flows.label_dataset import label_dataset
+from flows.options import filter_of
 from rfss_core.errors import SettingsError, TooManyQuarantinedError
 from rfss_core.quality import split_patients
 from rfss_core.store import Manifest, Workspace

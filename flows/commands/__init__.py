@@ -1,0 +1,1 @@
+"""Commands of the command line, one module each (two where they share all options)."""

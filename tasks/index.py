@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from prefect import task
 
@@ -14,6 +15,7 @@ from rfss_core.presets import PRESETS
 from rfss_core.quality import Split
 from rfss_core.retrieval import SupportSet
 from rfss_core.retrieval.filter import SupportFilter
+from rfss_core.retrieval.index_plan import plan_index
 from rfss_core.retrieval.metadata import filter_columns, unprefixed
 from rfss_core.store import Manifest, Workspace
 from tasks.chunks import finish_chunk
@@ -71,7 +73,8 @@ def open_support(workspace_url: str, index: SupportIndex) -> SupportSet:
     stage = workspace.stage(STAGE, index.key)
     table = _stored_slices(workspace, index)
     support = _support_set(workspace, table, dict(index.classes))
-    support = support.with_embeddings(stage.read_array("support", "embeddings"))
+    if index.stored is None:
+        support = support.with_embeddings(stage.read_array("support", "embeddings"))
     return support if index.patches is None else support.with_patches(index.patches.reader(workspace, table))
 
 
@@ -115,23 +118,19 @@ def build_index(run: Run, manifest: Manifest, embeddings: Embeddings, split: Spl
         classes = {value: names.get(value, str(value)) for value in values}
         table = _support_table(run, manifest, support_cases, classes)
         left = _left_by_filter(run, table, classes)
-        where, stored = embeddings.chunk_of_case, run.workspace.stage(EMBED_STAGE, embeddings.key)
-        vectors = np.concatenate(
-            [
-                stored.read_array(where[str(case_id)], str(case_id))[group["z"].to_numpy()]
-                for case_id, group in table.groupby("case_id", sort=True)
-            ]
-        )
         content = [table["digest"].tolist(), table["patient"].tolist(), sorted(classes.items())]
         metadata = unprefixed(table).to_dict(orient="list")
         digest = digest_json([*content, metadata] if metadata else content)
-        key = digest_json([digest, embeddings.key])[:16]
+        # A large support set's embeddings stay where they are: the stored index has them.
+        exact = plan_index(len(table), settings.index).kind == "flat"
+        key = digest_json([digest, embeddings.key] if exact else [digest, embeddings.key, "indexed"])[:16]
         store = run.workspace.stage(STAGE, key)
         stage.started(1, unit="support set")
         report = ChunkReport("support", len(table))
         if store.trusted("support", "support") is None:
             columns = table.drop(columns=["foreground", "pixel_digest", "label_digest"])
-            report = finish_chunk(store, "support", len(table), {"embeddings": vectors}, {"slices": columns})
+            arrays = {"embeddings": _vectors(run.workspace, table, embeddings)} if exact else {}
+            report = finish_chunk(store, "support", len(table), arrays, {"slices": columns})
         stage.finished(report)
         k = settings.k or min(PRESETS[settings.preset].k, left)
         stored_index = store_index(run, stage, key, table, embeddings, k * settings.retrieval.candidates_a_support)
@@ -149,6 +148,17 @@ def build_index(run: Run, manifest: Manifest, embeddings: Embeddings, split: Spl
         exact_k=settings.k is not None,
         metadata_digest=_metadata_digest(run, manifest),
         stored=stored_index,
+    )
+
+
+def _vectors(workspace: Workspace, table: pd.DataFrame, embeddings: Embeddings) -> npt.NDArray[np.float16]:
+    """Return the embeddings of the support slices, float16 [N, D], in their order."""
+    where, stored = embeddings.chunk_of_case, workspace.stage(EMBED_STAGE, embeddings.key)
+    return np.concatenate(
+        [
+            stored.read_array(where[str(case_id)], str(case_id))[group["z"].to_numpy()]
+            for case_id, group in table.groupby("case_id", sort=True)
+        ]
     )
 
 

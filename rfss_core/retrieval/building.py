@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rfss_core.errors import RecallWarning, SettingsError, SupportError
-from rfss_core.retrieval.generations import Generation, Generations, Shard, Trained, Tuning
+from rfss_core.retrieval.generations import Generation, Generations, Joined, Shard, Trained, Tuning
 from rfss_core.retrieval.index_plan import IndexPlan, plan_index
-from rfss_core.retrieval.inverted_lists import build_shard, train
+from rfss_core.retrieval.inverted_lists import build_shard, read_shard, train
+from rfss_core.retrieval.joined_lists import join
 from rfss_core.retrieval.sharded import ShardedIndex
 from rfss_core.retrieval.stored_vectors import VectorSource, blocks
 from rfss_core.retrieval.tuning import hold_out, tune
@@ -129,13 +130,13 @@ def finish(
     threads: int | None = None,
     parent: str | None = None,
 ) -> Generation:
-    """Tune a generation whose shards are built, and publish it: the step after which readers see it.
+    """Join and tune a generation whose shards are built, and publish it: the step after which readers see it.
 
     Args:
         trained: what :func:`train` returned.
         shards: by rising row.
         held: what :func:`hold_out` returned.
-        settings: target.
+        settings: target, ``merge``.
         generations: where to publish.
         k: neighbours that recall is tuned at.
         threads: FAISS's threads.
@@ -158,6 +159,7 @@ def finish(
         held=stored,
         tuning=untuned,
         parent=parent,
+        joined=_joined(trained, shards, generations) if settings.merge and len(shards) > 1 else None,
     )
     tuning = tune(ShardedIndex(generations, generation, settings, threads), k, settings, threads)
     generation = generation.model_copy(update={"tuning": tuning})
@@ -191,6 +193,10 @@ def draw_sample(
             parts.append(block[wanted[low:high] - first])
     drawn = np.concatenate(sample)
     return drawn[rng.permutation(len(drawn))], np.concatenate(queries)
+
+
+def _joined(trained: Trained, shards: list[Shard], generations: Generations) -> Joined:
+    return join([read_shard(shard, trained, generations.path(shard.lists)) for shard in shards], generations)
 
 
 def _groups(source: VectorSource, groups: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:

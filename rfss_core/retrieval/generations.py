@@ -2,7 +2,7 @@
 
 Layout below a prefix::
 
-    files/<first 32 digits of sha256><suffix>   trained index, shards, stored vectors; never changed
+    files/<first 32 digits of sha256><suffix>   trained index, shards, stored vectors, joined lists; never changed
     generations/<id>.json                       manifest, written after all its files; <id> is its digest
     CURRENT                                     id of the published generation, moved in one atomic step
 
@@ -33,7 +33,7 @@ class _Part(BaseModel):
 class StoredFile(_Part):
     """One immutable file."""
 
-    name: str = Field(pattern=r"^[0-9a-f]{32}\.(index|npy)$")
+    name: str = Field(pattern=r"^[0-9a-f]{32}\.(index|npy|ivfdata)$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int = Field(ge=0)
 
@@ -47,6 +47,15 @@ class Shard(_Part):
     vectors: StoredFile
     far_share: float
     """Share of the rows whose nearest list is farther than :attr:`Trained.far`."""
+
+
+class Joined(_Part):
+    """The inverted lists of all shards, each in one piece, for FAISS to map as ``OnDiskInvertedLists``."""
+
+    lists: StoredFile
+    """For each list its codes, then its rows (int64)."""
+    sizes: StoredFile
+    """Vectors in each list, int64 [nlist]."""
 
 
 class Trained(_Part):
@@ -102,6 +111,8 @@ class Generation(_Part):
     tuning: Tuning
     parent: str | None = None
     """Generation that this one added a shard to."""
+    joined: Joined | None = None
+    """What is searched in place of the shards' own lists; None where there is one shard, or this was not asked for."""
 
     @property
     def id(self) -> str:
@@ -146,7 +157,7 @@ class Generations:
             CorruptIndexError: a file has another size.
         """
         for stored in _files_of(generation):
-            self._check_size(stored)
+            self.check_size(stored)
         data = generation.model_dump_json(indent=1) + "\n"
         self.files.write_bytes(f"{self.prefix}/generations/{generation.id}.json", data.encode())
         self.files.write_bytes(f"{self.prefix}/{CURRENT}", generation.id.encode())
@@ -186,7 +197,7 @@ class Generations:
             IndexNotFoundError: the file is missing.
             CorruptIndexError: it is truncated, or not the file that the manifest means.
         """
-        self._check_size(stored)
+        self.check_size(stored)
         local = self.files.local_path(self._file(stored))
         if local is None:
             local = self._cache / stored.name
@@ -198,6 +209,25 @@ class Generations:
                 "generation; restore it, or build the index again"
             )
         return local
+
+    def check_size(self, stored: StoredFile) -> None:
+        """Check that a file is there, and as long as its manifest says.
+
+        Raises:
+            IndexNotFoundError: it is missing.
+            CorruptIndexError: it has another size.
+        """
+        path = self._file(stored)
+        if not self.files.exists(path):
+            raise IndexNotFoundError(
+                f"index file '{path}' is missing from '{self.files.url}'; restore it, or build the index again"
+            )
+        size = self.files.size(path)
+        if size != stored.size:
+            raise CorruptIndexError(
+                f"index file '{path}' has {size} bytes, its manifest says {stored.size}: it is truncated or swapped; "
+                "restore it, or build the index again"
+            )
 
     def sweep(self, keep: int = 2) -> list[str]:
         """Remove old generations and the files that no kept one lists.
@@ -231,19 +261,6 @@ class Generations:
     def _file(self, stored: StoredFile) -> str:
         return f"{self.prefix}/files/{stored.name}"
 
-    def _check_size(self, stored: StoredFile) -> None:
-        path = self._file(stored)
-        if not self.files.exists(path):
-            raise IndexNotFoundError(
-                f"index file '{path}' is missing from '{self.files.url}'; restore it, or build the index again"
-            )
-        size = self.files.size(path)
-        if size != stored.size:
-            raise CorruptIndexError(
-                f"index file '{path}' has {size} bytes, its manifest says {stored.size}: it is truncated or swapped; "
-                "restore it, or build the index again"
-            )
-
 
 _digests: dict[tuple[str, int, int, int], str] = {}
 
@@ -262,4 +279,5 @@ def _digest(path: Path) -> str:
 
 def _files_of(generation: Generation) -> list[StoredFile]:
     parts = [(shard.lists, shard.vectors) for shard in generation.shards]
-    return [generation.trained.file, generation.held, *(stored for pair in parts for stored in pair)]
+    joined = [generation.joined.sizes, generation.joined.lists] if generation.joined is not None else []
+    return [generation.trained.file, generation.held, *(stored for pair in parts for stored in pair), *joined]

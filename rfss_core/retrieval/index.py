@@ -43,6 +43,10 @@ class VectorIndex(Protocol):
         """
         ...
 
+    def vectors_of(self, rows: npt.NDArray[np.int64]) -> Vectors:
+        """Return the vectors of rows [n], L2-normalised float32 [n, D]."""
+        ...
+
 
 class FlatIndex:
     """Exact search by FAISS ``IndexFlatL2`` (Johnson, Douze and Jégou, Billion-scale similarity search with GPUs).
@@ -90,6 +94,10 @@ class FlatIndex:
         """
         indices, distances = self.measure(queries, k, allowed)
         return indices, distances.astype(np.float32)
+
+    def vectors_of(self, rows: npt.NDArray[np.int64]) -> Vectors:
+        """See :meth:`VectorIndex.vectors_of`."""
+        return self._vectors[rows]
 
     def measure(
         self, queries: Vectors, k: int, allowed: npt.NDArray[np.bool_] | None = None

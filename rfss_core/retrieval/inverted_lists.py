@@ -15,6 +15,7 @@ from rfss_core.retrieval.generations import Generation, Generations, Shard, Trai
 from rfss_core.retrieval.gpus import gpu_count, on_gpus
 from rfss_core.retrieval.index import Vectors
 from rfss_core.retrieval.index_plan import PQ_BITS, IndexPlan
+from rfss_core.retrieval.joined_lists import open_joined
 from rfss_core.retrieval.stored_vectors import BLOCK, checked_units
 from rfss_core.settings.index import IndexSettings
 
@@ -32,11 +33,8 @@ class OpenLists:
 
     shards: list[Any]
     pointers: Any
-
-    @property
-    def size(self) -> int:
-        """Shards."""
-        return len(self.shards)
+    lists: Any
+    """All of them as one: FAISS ``HStackInvertedLists``, or the on-disk lists of :class:`Joined`."""
 
 
 def train(
@@ -142,12 +140,20 @@ def read_trained(trained: Trained, generations: Generations, full: bool) -> Any:
     return index
 
 
-def open_lists(generation: Generation, generations: Generations, full: bool) -> OpenLists:
-    """Map the lists of all shards into memory.
+def open_lists(generation: Generation, generations: Generations, full: bool, code_size: int) -> OpenLists:
+    """Map the lists of all shards into memory, joined where the generation has them joined.
 
     Raises:
         CorruptIndexError: rows are missing or doubled between the shards, or a shard is not what the manifest says.
     """
+    if generation.joined is not None:
+        for shard in generation.shards:
+            # Not searched, but what the next generation is made of; a remote one is not worth fetching for that.
+            if generations.files.is_local:
+                generations.path(shard.lists, full)
+            else:
+                generations.check_size(shard.lists)
+        return OpenLists([], None, open_joined(generation.joined, generation, generations, full, code_size))
     import faiss
 
     shards, expected = [], 0
@@ -160,11 +166,23 @@ def open_lists(generation: Generation, generations: Generations, full: bool) -> 
             )
         expected += shard.rows
         path = generations.path(shard.lists, full)
-        index = _read(path, faiss.IO_FLAG_MMAP_IFC)
-        _check_shard(index, shard, generation.trained, path)
+        index = read_shard(shard, generation.trained, path)
         shards.append(index)
         pointers.push_back(index.invlists)
-    return OpenLists(shards, pointers)
+    return OpenLists(shards, pointers, library.HStackInvertedLists(len(shards), pointers.data()))
+
+
+def read_shard(shard: Shard, trained: Trained, path: Path) -> Any:
+    """Return a FAISS index over one shard's lists, which stay on disk.
+
+    Raises:
+        CorruptIndexError: the file holds other vectors than the manifest says.
+    """
+    import faiss
+
+    index = _read(path, faiss.IO_FLAG_MMAP_IFC)
+    _check_shard(index, shard, trained, path)
+    return index
 
 
 def centroids_of(index: Any) -> npt.NDArray[np.float32]:

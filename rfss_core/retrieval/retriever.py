@@ -28,14 +28,15 @@ class Retriever:
     still count the rows of the whole set.
 
     Args:
-        support: labelled slices with embeddings, and with patch tokens for strategy ``region``.
+        support: labelled slices with embeddings (not needed beside an index), and with patch tokens for strategy
+            ``region``.
         settings: strategy, filter and size of the support set.
         seed: seed of the random draws.
         threads: FAISS's threads in this process; None leaves them as they are.
         index: of the support set's embeddings, row for row. Default: exact search.
 
     Raises:
-        SupportError: the support set lacks embeddings or patch tokens, or the index is not its own.
+        SupportError: the support set lacks embeddings (without an index) or patch tokens, or the index is not its own.
         SettingsError: a filter on a column or class that the support set does not have.
     """
 
@@ -47,9 +48,11 @@ class Retriever:
         threads: int | None = None,
         index: VectorIndex | None = None,
     ) -> None:
-        if support.embeddings is None:
-            raise SupportError("the support set has no embeddings; add them with with_embeddings(embedder.embed(...))")
-        self._index: VectorIndex = FlatIndex(support.embeddings, threads) if index is None else index
+        if index is None:
+            if support.embeddings is None:
+                raise SupportError("the support set has no embeddings; add them with with_embeddings(embedder.embed())")
+            index = FlatIndex(support.embeddings, threads)
+        self._index = index
         if self._index.size != len(support):
             raise SupportError(
                 f"the index holds {self._index.size} vectors, the support set {len(support)} slices; "

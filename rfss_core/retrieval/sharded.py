@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,22 +14,20 @@ from rfss_core.retrieval.generations import Generation, Generations, Probing
 from rfss_core.retrieval.gpus import MOST_NEIGHBOURS, gpu_count, on_gpus
 from rfss_core.retrieval.index import ROUNDING, Vectors, check_search
 from rfss_core.retrieval.inverted_lists import centroids_of, open_lists, read_trained
+from rfss_core.retrieval.measuring import nearest_candidates
 from rfss_core.retrieval.stored_vectors import StoredVectors, nearest_among
 from rfss_core.retrieval.vectors import unit_vectors
 from rfss_core.settings.index import IndexSettings
-
-_PART = 128
-"""Queries whose candidates are measured together: some 15 MiB at 32 candidates of 384 components."""
 
 
 class ShardedIndex:
     """A :class:`VectorIndex` over memory-mapped inverted lists in any number of files.
 
-    The lists of all shards are stacked (FAISS ``HStackInvertedLists``), so that one search sees what one file would
-    hold, and the number of shards changes nothing. Candidates are measured again in float64 on the vectors as they
-    were given and ordered by distance and row, so a result depends on the query and the generation alone. Two filters
-    are treated apart: one that leaves few rows is searched exactly, one that leaves a share of them with the more
-    lists that the tuning found necessary.
+    The lists of all shards are joined in one file, or stacked (FAISS ``HStackInvertedLists``) where they are not, so
+    that one search sees them all, and the number of shards changes nothing. Candidates are measured again in float64 on
+    the vectors as they were given and ordered by distance and row, so a result depends on the query and the generation
+    alone. Two filters are treated apart: one that leaves few rows is searched exactly, one that leaves a share of them
+    with the more lists that the tuning found necessary.
 
     Args:
         generations: where the index is stored.
@@ -60,16 +56,14 @@ class ShardedIndex:
         full = self._settings.check == "full"
         self._index = read_trained(self.generation.trained, generations, full)
         shards = self.generation.shards
-        self._lists = open_lists(self.generation, generations, full)
-        self._stack = faiss.HStackInvertedLists(self._lists.size, self._lists.pointers.data())
-        self._index.replace_invlists(self._stack, False)
+        self._lists = open_lists(self.generation, generations, full, self._index.code_size)
+        self._index.replace_invlists(self._lists.lists, False)
         self._index.ntotal = self.generation.rows
         self._coarse = CoarseQuantizer(centroids_of(self._index), self._index.quantizer)
         paths = [generations.path(shard.vectors, full) for shard in shards]
         self.vectors = StoredVectors(paths, [shard.rows for shard in shards], self.dim)
         self.tuning = self.generation.tuning
         self.held = np.load(generations.path(self.generation.held, full), allow_pickle=False)
-        # What the lists hold is what was given, up to rounding, unless they quantise.
         self._exact_lists = self.generation.trained.kind == "ivf-flat"
         self._on_gpus = on_gpus(self._index) if self._settings.gpu and gpu_count() else None
         self._warned = False
@@ -108,6 +102,10 @@ class ShardedIndex:
             found, distances = nearest_among(self.vectors, queries, k, allowed, self._threads)
             return found, distances.astype(np.float32)
         return self.probe(queries, k, allowed if rows < self.size else None, probing.nprobe)
+
+    def vectors_of(self, rows: npt.NDArray[np.int64]) -> Vectors:
+        """See :meth:`VectorIndex.vectors_of`."""
+        return unit_vectors(self.vectors.take(rows))[0]
 
     def probing(self, rows: int) -> Probing | None:
         """Return how a search over ``rows`` allowed rows proceeds; None: exactly."""
@@ -159,7 +157,15 @@ class ShardedIndex:
             settled = ~tied & ~short
             done = members[settled]
             if done.size:
-                indices[done], distances[done] = self._measure(queries[done], found[settled], rough[settled], k)
+                indices[done], distances[done] = nearest_candidates(
+                    self.vectors,
+                    queries[done],
+                    found[settled],
+                    # What the lists hold is what was given, up to rounding, unless they quantise.
+                    rough[settled] if self._exact_lists else None,
+                    k,
+                    self._threads or self._faiss.omp_get_max_threads(),
+                )
         return indices, distances
 
     def _candidates(
@@ -187,43 +193,3 @@ class ShardedIndex:
             params,
         )
         return rough, found
-
-    def _measure(
-        self, queries: Vectors, found: npt.NDArray[np.int64], rough: npt.NDArray[np.float32], k: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        parts = [slice(first, first + _PART) for first in range(0, len(queries), _PART)]
-
-        def measure(part: slice) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-            return self._measure_part(queries[part], found[part], rough[part], k)
-
-        threads = min(self._threads or self._faiss.omp_get_max_threads(), len(parts))
-        if threads == 1:
-            measured = [measure(part) for part in parts]
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                measured = list(pool.map(measure, parts))
-        return np.concatenate([rows for rows, _ in measured]), np.concatenate([far for _, far in measured])
-
-    def _measure_part(
-        self, queries: Vectors, found: npt.NDArray[np.int64], rough: npt.NDArray[np.float32], k: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        missing = found < 0
-        found = np.where(missing, 0, found)
-        vectors = None
-        if not self._exact_lists:
-            vectors = self.vectors.take(found)
-            lengths = np.sqrt(np.einsum("nwd,nwd->nw", vectors, vectors))
-            # Between unit vectors; good to 1e-6, which decides who is looked at in float64.
-            rough = np.asarray(2 - 2 * np.einsum("nwd,nd->nw", vectors, queries) / lengths, dtype=np.float32)
-        rough = np.where(missing, np.inf, rough)
-        last = np.partition(rough, k - 1, axis=1)[:, k - 1, None]
-        width = int(np.count_nonzero(rough <= last + ROUNDING, axis=1).max())
-        nearest = np.argpartition(rough, width - 1, axis=1)[:, :width]
-        rows = np.take_along_axis(found, nearest, axis=1)
-        chosen = self.vectors.take(rows) if vectors is None else vectors[np.arange(len(rows))[:, None], nearest]
-        units = unit_vectors(chosen.reshape(-1, self.dim))[0].reshape(*rows.shape, self.dim)
-        difference = units.astype(np.float64) - queries.astype(np.float64)[:, None]
-        exact = np.sum(difference * difference, axis=2)
-        exact[np.take_along_axis(missing, nearest, axis=1)] = math.inf
-        order = np.lexsort((rows, exact), axis=1)[:, :k]
-        return np.take_along_axis(rows, order, axis=1), np.take_along_axis(exact, order, axis=1)

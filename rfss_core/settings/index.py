@@ -11,7 +11,7 @@ from rfss_core.settings.base import SettingsModel
 IndexKind = Literal["flat", "ivf-flat", "ivf-sq8", "ivf-pq"]
 """Exact, or FAISS inverted lists of float32, 8-bit scalar-quantised or product-quantised vectors."""
 
-PLACING = frozenset({"shard_rows", "drift_share", "check", "gpu", "cache"})
+PLACING = frozenset({"shard_rows", "merge", "drift_share", "check", "gpu", "cache"})
 """Fields that change no neighbour (``gpu``: up to ties), and so stay out of the fingerprint."""
 
 
@@ -36,6 +36,11 @@ class IndexSettings(SettingsModel):
         20_000, ge=1, description="A filter that leaves no more rows than this is searched exactly, whatever the kind."
     )
     shard_rows: int = Field(250_000, ge=1, description="Vectors in one shard: the unit of parallel building.")
+    merge: bool = Field(
+        True,
+        description="Join the shards' lists in one on-disk file once they are built: searches read it twice as fast, "
+        "and it takes the lists' bytes a second time.",
+    )
     drift_share: float = Field(
         0.05, gt=0, le=1, description="Share of new vectors far from every list above which retraining is advised."
     )

@@ -44,10 +44,12 @@ def file_of(generations: Generations, name: str) -> Path:
 def stored_names(generations: Generations) -> list[str]:
     generation = generations.read()
     first = generation.shards[0]
-    return [generation.trained.file.name, generation.held.name, first.lists.name, first.vectors.name]
+    assert generation.joined is not None
+    joined = [generation.joined.lists.name, generation.joined.sizes.name]
+    return [generation.trained.file.name, generation.held.name, first.lists.name, first.vectors.name, *joined]
 
 
-@pytest.mark.parametrize("which", range(4), ids=["trained", "held", "lists", "vectors"])
+@pytest.mark.parametrize("which", range(6), ids=["trained", "held", "lists", "vectors", "joined", "sizes"])
 def test_damage_is_found_at_opening(generations: Generations, which: int) -> None:
     path = file_of(generations, stored_names(generations)[which])
     whole = path.read_bytes()
@@ -67,7 +69,9 @@ def test_damage_is_found_at_opening(generations: Generations, which: int) -> Non
 
 
 @pytest.mark.parametrize("check", ["full", "quick"])
-def test_swapped_shards_are_found(generations: Generations, check: str) -> None:
+def test_swapped_shards_are_found(tmp_path: Path, check: str) -> None:
+    # Joined lists do not read the shards' own again, and a swap would change nothing.
+    _, generations = stored_index(tmp_path, clustered(2000), shard_rows=700, merge=False)
     first, second = generations.read().shards[:2]
     one, two = file_of(generations, first.lists.name), file_of(generations, second.lists.name)
     assert first.lists.size == second.lists.size
@@ -85,6 +89,18 @@ def test_a_shard_of_another_generation_is_found(generations: Generations, tmp_pa
     shutil.copyfile(source, file_of(generations, ours.lists.name))
     with pytest.raises(CorruptIndexError):
         ShardedIndex(generations)
+
+
+def test_joined_lists_of_another_generation_are_found(generations: Generations, tmp_path: Path) -> None:
+    other, theirs = stored_index(tmp_path / "other", clustered(2300, seed=5), shard_rows=700)
+    ours = generations.read()
+    for shard in other.generation.shards:
+        shutil.copyfile(file_of(theirs, shard.lists.name), file_of(generations, shard.lists.name))
+    for stored in (other.generation.joined.lists, other.generation.joined.sizes):
+        shutil.copyfile(file_of(theirs, stored.name), file_of(generations, stored.name))
+    mixed = ours.model_copy(update={"joined": other.generation.joined})
+    with pytest.raises(CorruptIndexError, match="another generation"):
+        ShardedIndex(generations, mixed)
 
 
 def test_an_edited_or_swapped_manifest_is_found(generations: Generations) -> None:
@@ -211,11 +227,14 @@ def test_an_object_store_is_fetched_once_and_checked(tmp_path: Path) -> None:
     generations = Generations(files, "some/index", cache=str(tmp_path / "cache"))
     vectors = clustered(1200)
     build(ArraySource(vectors), SETTINGS, generations, 8)
+    generations = Generations(files, "some/index", cache=str(tmp_path / "readers"))
     remote = ShardedIndex(generations)
     local, _ = stored_index(tmp_path / "local", vectors, shard_rows=700)
     nlist = local.generation.trained.nlist
     assert np.array_equal(remote.probe(queries(20), 8, None, nlist)[0], local.probe(queries(20), 8, None, nlist)[0])
-    kept = tmp_path / "cache" / remote.generation.shards[0].lists.name
+    assert remote.generation.joined is not None
+    assert not (tmp_path / "readers" / remote.generation.shards[0].lists.name).exists()
+    kept = tmp_path / "readers" / remote.generation.joined.lists.name
     stamp = kept.stat().st_mtime_ns
     ShardedIndex(generations)
     assert kept.stat().st_mtime_ns == stamp

@@ -38,6 +38,7 @@ def exact(vectors: np.ndarray) -> FlatIndex:
     copies=st.booleans(),
     share=st.sampled_from([1.0, 0.6, 0.2, 0.01]),
     exact_rows=st.sampled_from([1, 100, 1000]),
+    merge=st.booleans(),
 )
 def test_shards_do_not_matter(
     tmp_path_factory: pytest.TempPathFactory,
@@ -48,6 +49,7 @@ def test_shards_do_not_matter(
     copies: bool,
     share: float,
     exact_rows: int,
+    merge: bool,
 ) -> None:
     vectors, asked = clustered(rows, seed, copies), queries(20, seed + 1)
     allowed = np.random.default_rng(seed).random(rows) < share
@@ -59,8 +61,14 @@ def test_shards_do_not_matter(
             tmp_path_factory.mktemp("one"), vectors, kind=kind, shard_rows=rows, exact_rows=exact_rows
         )
         many, _ = stored_index(
-            tmp_path_factory.mktemp("many"), vectors, kind=kind, shard_rows=shard_rows, exact_rows=exact_rows
+            tmp_path_factory.mktemp("many"),
+            vectors,
+            kind=kind,
+            shard_rows=shard_rows,
+            exact_rows=exact_rows,
+            merge=merge,
         )
+    assert (many.generation.joined is not None) == (merge and shard_rows < rows)
     assert len(many.generation.shards) == -(-rows // shard_rows)
     assert many.tuning == one.tuning
     for filtered in (None, allowed):

@@ -8,7 +8,6 @@ import numpy.typing as npt
 from rfss_core.retrieval.index import VectorIndex, Vectors, squared_distances
 from rfss_core.retrieval.neighbours import Neighbours
 from rfss_core.retrieval.strategies.strategy import QueryGroup
-from rfss_core.retrieval.support import SupportSet
 
 
 class DiverseStrategy:
@@ -19,15 +18,12 @@ class DiverseStrategy:
     candidates. Slices come in the order in which they are chosen: the nearest first.
 
     Args:
-        support: labelled slices with embeddings.
-        index: of these embeddings.
+        index: of the support set's embeddings.
         candidates: k is chosen among this many times k nearest.
         diversity: 1 - lambda, from 0 (the nearest, as ``dino``) to 1.
     """
 
-    def __init__(self, support: SupportSet, index: VectorIndex, candidates: int, diversity: float) -> None:
-        assert support.embeddings is not None
-        self._vectors: Vectors = support.embeddings
+    def __init__(self, index: VectorIndex, candidates: int, diversity: float) -> None:
         self._index = index
         self._candidates = candidates
         self._diversity = diversity
@@ -37,7 +33,7 @@ class DiverseStrategy:
         indices, distances = self._index.search(queries.embeddings, self._candidates * queries.k, queries.allowed)
         found = []
         for rows, distance in zip(indices, distances, strict=True):
-            order = marginal_relevance(distance, self._vectors[rows], queries.k, self._diversity)
+            order = marginal_relevance(distance, self._index.vectors_of(rows), queries.k, self._diversity)
             found.append(Neighbours(rows[order], distance[order]))
         return found
 

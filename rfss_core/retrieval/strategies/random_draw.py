@@ -6,10 +6,9 @@ import hashlib
 
 import numpy as np
 
-from rfss_core.retrieval.index import Vectors, squared_distances
+from rfss_core.retrieval.index import VectorIndex, squared_distances
 from rfss_core.retrieval.neighbours import Neighbours
 from rfss_core.retrieval.strategies.strategy import QueryGroup
-from rfss_core.retrieval.support import SupportSet
 
 
 class RandomStrategy:
@@ -18,13 +17,12 @@ class RandomStrategy:
     A draw depends on the seed, the query's id and the rows that may serve it alone, not on what else is searched.
 
     Args:
-        support: labelled slices with embeddings.
+        index: of the support set's embeddings.
         seed: another seed, another draw.
     """
 
-    def __init__(self, support: SupportSet, seed: int) -> None:
-        assert support.embeddings is not None
-        self._vectors: Vectors = support.embeddings
+    def __init__(self, index: VectorIndex, seed: int) -> None:
+        self._index = index
         self._seed = seed
 
     def choose(self, queries: QueryGroup) -> list[Neighbours]:
@@ -34,5 +32,5 @@ class RandomStrategy:
         for name, query in zip(queries.ids, queries.embeddings, strict=True):
             entropy = int.from_bytes(hashlib.sha256(f"{self._seed}/{name}".encode()).digest()[:16], "little")
             drawn = np.random.default_rng(entropy).choice(rows, size=min(queries.k, len(rows)), replace=False)
-            found.append(Neighbours(drawn, squared_distances(query, self._vectors[drawn]).astype(np.float32)))
+            found.append(Neighbours(drawn, squared_distances(query, self._index.vectors_of(drawn)).astype(np.float32)))
         return found

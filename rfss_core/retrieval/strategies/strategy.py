@@ -51,8 +51,8 @@ def load_strategy(settings: RetrievalSettings, support: SupportSet, index: Vecto
 
     Args:
         settings: strategy and its parameters.
-        support: labelled slices with embeddings.
-        index: of these embeddings, row for row.
+        support: labelled slices.
+        index: of their embeddings, row for row.
         seed: of random draws.
 
     Raises:
@@ -68,10 +68,10 @@ def load_strategy(settings: RetrievalSettings, support: SupportSet, index: Vecto
         case "dino":
             return NearestStrategy(index)
         case "random":
-            return RandomStrategy(support, seed)
+            return RandomStrategy(index, seed)
         case "per-class":
             return PerClassStrategy(support, index, settings.absent_share)
         case "diverse":
-            return DiverseStrategy(support, index, settings.candidates, settings.diversity)
+            return DiverseStrategy(index, settings.candidates, settings.diversity)
         case "region":
             return RegionStrategy(support, index, settings.candidates, settings.region_weight)

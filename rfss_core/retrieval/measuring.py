@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,9 @@ import numpy.typing as npt
 from rfss_core.retrieval.index import ROUNDING, Vectors
 from rfss_core.retrieval.stored_vectors import StoredVectors
 
-_ROWS = 512
-"""Candidates measured together: what lies in a core's own cache, at some hundred components."""
+_ROWS = 1024
+"""Candidates measured together. More leave a core's own cache, fewer are lost in calls; a second thread would wait for
+the interpreter's lock as long as it computes."""
 
 Rows = npt.NDArray[np.int64]
 Rough = npt.NDArray[np.float32]
@@ -21,7 +21,7 @@ Exact = npt.NDArray[np.float64]
 
 
 def nearest_candidates(
-    vectors: StoredVectors, queries: Vectors, found: Rows, rough: Rough | None, k: int, threads: int
+    vectors: StoredVectors, queries: Vectors, found: Rows, rough: Rough | None, k: int
 ) -> tuple[Rows, Exact]:
     """Order candidates by their exact distances, as :class:`rfss_core.retrieval.index.FlatIndex` measures them.
 
@@ -31,33 +31,23 @@ def nearest_candidates(
         found: candidates, rows int64 [n, w]; -1 where there is none. No row twice.
         rough: their squared L2 distances, good to 1e-5; None where what is known of them is worse.
         k: nearest candidates to return, at most w.
-        threads: how many share the work; the result does not depend on it.
 
     Returns:
         Rows int64 [n, k] and squared L2 distances float64 [n, k], by distance and then row.
     """
     step = max(1, _ROWS // found.shape[1])
-    parts = [slice(first, first + step) for first in range(0, len(queries), step)]
-    shares = [parts[number::threads] for number in range(min(threads, len(parts)))]
     rows = np.empty((len(queries), k), dtype=np.int64)
     distances = np.empty((len(queries), k), dtype=np.float64)
-
-    def measure(share: list[slice]) -> None:
-        bench = _Bench(vectors, step * found.shape[1])
-        for part in share:
-            known = None if rough is None else rough[part]
-            rows[part], distances[part] = bench.measure(queries[part], found[part], known, k)
-
-    if len(shares) == 1:
-        measure(shares[0])
-    else:
-        with ThreadPoolExecutor(len(shares)) as pool:
-            list(pool.map(measure, shares))
+    bench = _Bench(vectors, step * found.shape[1])
+    for first in range(0, len(queries), step):
+        part = slice(first, first + step)
+        known = None if rough is None else rough[part]
+        rows[part], distances[part] = bench.measure(queries[part], found[part], known, k)
     return rows, distances
 
 
 class _Bench:
-    """One thread's room to measure in: fresh arrays would cost more, in page faults, than the arithmetic."""
+    """Room to measure in: fresh arrays would cost more, in page faults, than the arithmetic."""
 
     def __init__(self, vectors: StoredVectors, rows: int) -> None:
         self._vectors = vectors

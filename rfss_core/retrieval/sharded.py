@@ -33,7 +33,7 @@ class ShardedIndex:
         generations: where the index is stored.
         generation: what to open. Default: the current generation.
         settings: ``check``, ``exact_rows`` and ``gpu`` are read.
-        threads: threads of FAISS and of the measuring; None leaves FAISS's as they are.
+        threads: FAISS's threads; None leaves them as they are.
 
     Raises:
         IndexNotFoundError: nothing is published, or a file is missing.
@@ -164,7 +164,6 @@ class ShardedIndex:
                     # What the lists hold is what was given, up to rounding, unless they quantise.
                     rough[settled] if self._exact_lists else None,
                     k,
-                    self._threads or self._faiss.omp_get_max_threads(),
                 )
         return indices, distances
 

@@ -1,43 +1,101 @@
-"""The embedded Prefect server of one command."""
+"""The embedded Prefect server of one command: a process that lives no longer than the command's own."""
 
 from __future__ import annotations
 
+import atexit
+import os
 import subprocess
+import sys
+import time
 from contextlib import ExitStack
-from functools import partial
-from typing import Any
 
-from prefect.server.api.server import SubprocessASGIServer
+import httpx
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
+from rfss_core.errors import ExecutionError
 
-class _DetachedServer(SubprocessASGIServer):
-    """Prefect's temporary server in a session of its own.
+STOP_S = 5.0
+POLL_S = 0.1
 
-    Ctrl-C goes to all processes of the terminal's foreground group. Prefect's own temporary server would die of it, and
-    the flow would wait for minutes to tell it that the run was interrupted.
+
+class PrefectServer:
+    """Prefect's API in a process of its own, which ends when this one does, a ``kill -9`` included.
+
+    Prefect's own temporary server outlives an owner that is killed, and its class costs the import of the whole server.
     """
 
-    def _run_uvicorn_command(self) -> subprocess.Popen[Any]:
-        ordinary = subprocess.Popen
-        subprocess.Popen = partial(ordinary, start_new_session=True)  # type: ignore[assignment, misc]
+    def __init__(self) -> None:
+        # A session of its own: Ctrl-C goes to the terminal's whole process group, and the flow has yet to tell the
+        # server that the run was interrupted.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "flows.server_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env={**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)},
+        )
+
+    def wait(self, timeout_s: float) -> str:
+        """Wait until the API answers, and return its address.
+
+        Raises:
+            ExecutionError: the server ended, or was not there in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        assert self._process.stdout is not None
+        port = self._process.stdout.readline().decode().strip()
+        url = f"http://127.0.0.1:{port}/api"
+        while port and self._process.poll() is None and (left := deadline - time.monotonic()) > 0:
+            try:
+                # No proxy of the environment stands between two processes of one machine.
+                if httpx.get(f"{url}/health", timeout=left, trust_env=False).is_success:
+                    return url
+            except httpx.TransportError:
+                pass
+            time.sleep(POLL_S)
+        self.stop()
+        raise ExecutionError(
+            f"the embedded Prefect server did not start (exit code {self._process.returncode}, waited for up to "
+            f"{timeout_s:.0f} s); its message stands above. Set PREFECT_API_URL to use a server of your own"
+        )
+
+    def stop(self) -> None:
+        """End the server; does nothing where it has ended."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._process.terminate()
         try:
-            return super()._run_uvicorn_command()
-        finally:
-            subprocess.Popen = ordinary  # type: ignore[misc]
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 _lifetime = ExitStack()
+_started: list[PrefectServer] = []
 
 
-def ensure_prefect_server() -> None:
-    """Use the configured Prefect server, or start one for as long as this process lives.
+def start_prefect_server() -> None:
+    """Let a server begin to start, where none is configured, and do not wait: it needs seconds, as our imports do.
 
     It is stopped at exit, after Prefect's own threads have handed it their last logs and events; stopped before, they
     would knock at a closed door for a minute.
     """
-    if get_current_settings().api.url:
+    if not _started and not get_current_settings().api.url:
+        _started.append(PrefectServer())
+        atexit.register(_started[0].stop)
+
+
+def ensure_prefect_server() -> None:
+    """Use the configured Prefect server, or one of our own for as long as this process lives.
+
+    Raises:
+        ExecutionError: no server is configured, and the embedded one does not start.
+    """
+    settings = get_current_settings()
+    if settings.api.url:
         return
-    server = _DetachedServer()
-    server.start()
-    _lifetime.enter_context(temporary_settings({PREFECT_API_URL: server.api_url}))
+    start_prefect_server()
+    url = _started[0].wait(settings.server.ephemeral.startup_timeout_seconds)
+    _lifetime.enter_context(temporary_settings({PREFECT_API_URL: url}))

@@ -56,10 +56,6 @@ def evaluate(
     """Measure Dice and HD95 on labelled patients that are kept out of the support set."""
     import tempfile
 
-    from flows.console import show_evaluation
-    from flows.evaluate import evaluate as evaluate_flow
-    from flows.session import command_session
-
     with tempfile.TemporaryDirectory(prefix="rfss-evaluate-") as temporary:
         settings = load_settings(
             {
@@ -82,6 +78,13 @@ def evaluate(
             config,
         )
         check_places(settings)
+        from flows.server import start_prefect_server
+
+        start_prefect_server()
+        from flows.console import show_evaluation
+        from flows.evaluate import evaluate as evaluate_flow
+        from flows.session import command_session
+
         with command_session(settings.workspace, verbose) as console:
             result = evaluate_flow(settings, test_patients, support_patients)
     out.parent.mkdir(parents=True, exist_ok=True)

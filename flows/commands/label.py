@@ -82,6 +82,9 @@ def label(
 
         raise baseline_error(settings.segmentation.segmenter)
     check_places(settings)
+    from flows.server import start_prefect_server
+
+    start_prefect_server()
     from flows.console import show_summary
     from flows.label_dataset import label_dataset
     from flows.session import command_session

@@ -1,0 +1,23 @@
+"""The cohort that the killed runs label: several chunks a stage, and little work in each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rfss_core.phantom.cohort import write_cohort
+from rfss_core.phantom.generator import PhantomSettings
+
+SCANS = PhantomSettings(rows=48, columns=48, slices=5, pixel_mm=4.0)
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantoms")
+    # Of the first seeds the one whose case ids cut embedding into four chunks and segmentation into three.
+    write_cohort(folder, patients=10, seed=10, labelled=6, settings=SCANS)
+    (folder / "settings.yaml").write_text(
+        "held_out: 0.5\nk: 4\ndataset: disturbed\nquality: {min_dice: 0, bootstrap: 200}\nexecution: {workers: 2}\n"
+    )
+    return folder

@@ -5,6 +5,8 @@
 #   PIP_ARGS="..."   more arguments for pip, for example --find-links of a folder of wheels, or --no-index with it
 #   RFSS_DATA=folder real labelled images for the tests that want them (default ../shared/data; they skip without)
 #   PYTEST_ARGS=...  more arguments for pytest, for example -k phantom
+#   TEST_WORKERS=n   processes that share the tests (default 2; each needs about 1.5 GB; 0: none, for a debugger)
+#   RFSS_KILLS=n     kills of each soak (default 20); RFSS_KILL_SEED=n draws other moments
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -14,6 +16,7 @@ VENV ?= .venv
 PYTHON ?=
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+TEST_WORKERS ?= 2
 DEMO ?= demo
 SAM2 := sam2==1.1.0
 
@@ -22,7 +25,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 # Written last: a set-up that was interrupted has no stamp and is gone over again by the next call.
 STAMP := $(VENV)/.rfss-ready
 
-.PHONY: help setup demo test test-slow lint types format clean distclean
+.PHONY: help setup demo test test-slow soak lint types format clean distclean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -83,11 +86,18 @@ demo: $(STAMP) $(DEMO)/.cohort  ## Label a cohort of cardiac phantoms, end to en
 	@echo "On your own data (file names pair up; images without a label are the ones to label):"
 	@echo "  $(BIN)/rfss label IMAGES --labels LABELS --workspace DIR"
 
-test: $(STAMP)  ## Run the tests, but for the slow ones
-	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+# The processes share the cores: without these each one's numeric libraries take all of them, and spin while they wait.
+test test-slow: export OMP_NUM_THREADS ?= 1
+test test-slow: export OMP_WAIT_POLICY ?= PASSIVE
 
-test-slow: $(STAMP)  ## Run the slow tests
-	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+test: $(STAMP)  ## Run the tests, but for the slow ones
+	@$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+test-slow: $(STAMP)  ## Run the slow tests, but for the soak
+	@$(BIN)/python -m pytest -m "slow and not soak" -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+soak: $(STAMP)  ## Kill driver, workers and scheduler of real runs again and again
+	@$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## Check style and docstrings (ruff)
 	@$(BIN)/ruff check

@@ -18,11 +18,14 @@ import numpy as np
 import psutil
 
 POLL_S = 0.02
-LONGEST_S = 280.0
-"""A command that takes longer on the small cohort hangs."""
+LONGEST_S = 900.0
+"""A command that takes longer on the small cohort hangs, on a machine ever so busy."""
 
 STAGES = ("start", "ingest", "embed", "index", "segment", "quality", "publish", "register")
 """The stages as ``state.json`` names them; "start" is all that comes before the first."""
+
+STARTED: list[psutil.Popen] = []
+"""Commands that this process has started; a test that fails must not leave them running."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,14 @@ class Labelling:
     options: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
 
+    def arguments(self) -> list[str]:
+        """Return the command line without the program's name."""
+        images, labels = str(self.cohort / "images"), str(self.cohort / "labels")
+        return ["label", images, "--labels", labels, "--workspace", str(self.workspace), *self.options]
+
     def start(self) -> Attempt:
         """Start the command, as a user in a terminal does: in a process group of its own."""
-        command = [
-            sys.executable, "-m", "flows.cli", "label", str(self.cohort / "images"),
-            "--labels", str(self.cohort / "labels"), "--workspace", str(self.workspace), *self.options,
-        ]  # fmt: skip
+        command = [sys.executable, "-m", "flows.cli", *self.arguments()]
         state = self.workspace / "state.json"
         before = state.stat().st_mtime_ns if state.exists() else 0
         shown = self.workspace.with_suffix(".txt")
@@ -57,6 +62,7 @@ class Labelling:
             process = psutil.Popen(
                 command, env={**os.environ, **self.environment}, stdout=out, stderr=out, start_new_session=True
             )
+        STARTED.append(process)
         return Attempt(process, state, before, shown)
 
     def finish(self) -> Outcome:

@@ -20,9 +20,12 @@ from disturbed import (
     workers_of,
 )
 
+from flows.cli import main
+from tasks.status import read_status
+
 KILLS = int(os.environ.get("RFSS_KILLS", "20"))
 SEED = int(os.environ.get("RFSS_KILL_SEED", "0"))
-PATIENCE_S = 15.0
+PATIENCE_S = 30.0
 """What a killed command started must be gone after this long, on a busy machine."""
 
 
@@ -32,9 +35,27 @@ def labelling(phantoms: Path, workspace: Path, executor: str, *more: str) -> Lab
     return Labelling(phantoms, workspace, options, {"PREFECT_HOME": str(prefect), "PREFECT_API_URL": ""})
 
 
-def test_a_killed_driver_leaves_no_process_and_a_killed_worker_no_trace(phantoms: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_and_leaves_no_process_behind(
+    phantoms: Path, tmp_path: Path, prefect_server: str
+) -> None:
+    """Ctrl-C, then ``kill -9`` of the driver, then of a worker, and all that on the run that is left."""
     vote = ("--segmenter", "label-fusion")
-    disturbed = labelling(phantoms, tmp_path / "w", "local", *vote)
+    place = tmp_path / "w"
+
+    alone = labelling(phantoms, place, "inline", *vote)
+    alone.environment["PREFECT_API_URL"] = prefect_server
+    attempt = alone.start()
+    assert attempt.wait_until("ingest"), attempt.shown()
+    family = attempt.family()
+    attempt.interrupt()
+    assert attempt.ended() == 130
+    assert attempt.shown().count("stopped; start the same command again") == 1
+    assert "Traceback" not in attempt.shown()
+    assert survivors(family, PATIENCE_S) == []
+    assert read_status(place).state == "stopped"
+    kept = {path: path.stat().st_mtime_ns for path in (place / "records").rglob("*.json")}
+
+    disturbed = labelling(phantoms, place, "local", *vote)
     attempt = disturbed.start()
     assert attempt.wait_until("embed"), attempt.shown()
     family = attempt.family()
@@ -42,19 +63,32 @@ def test_a_killed_driver_leaves_no_process_and_a_killed_worker_no_trace(phantoms
     assert len(workers_of(family)) == 2
     attempt.kill()
     assert survivors(family, PATIENCE_S) == []
-    assert not (tmp_path / "w" / "summary.json").exists()
+    assert not (place / "summary.json").exists()
 
+    disturbed.environment["PREFECT_API_URL"] = prefect_server
     attempt = disturbed.start()
     assert attempt.wait_until("segment"), attempt.shown()
     workers_of(attempt.family())[0].kill()
     assert attempt.ended() == 0, attempt.shown()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "finished work was done again"
+
     undisturbed = labelling(phantoms, tmp_path / "undisturbed", "inline", *vote)
-    assert disturbed.outcome() == undisturbed.finish()
+    with pytest.raises(SystemExit) as end:
+        main(undisturbed.arguments())
+    assert not end.value.code
+    assert disturbed.outcome() == undisturbed.outcome()
 
 
 def kill_driver(attempt: Attempt, _: Cluster | None, random: np.random.Generator) -> None:
     family = attempt.family()
     attempt.kill()
+    assert survivors(family, PATIENCE_S) == []
+
+
+def interrupt(attempt: Attempt, _: Cluster | None, random: np.random.Generator) -> None:
+    family = attempt.family()
+    attempt.interrupt()
+    attempt.ended()
     assert survivors(family, PATIENCE_S) == []
 
 
@@ -70,11 +104,12 @@ def kill_scheduler(_: Attempt, cluster: Cluster | None, random: np.random.Genera
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("victims", "external"),
     [
-        pytest.param((kill_driver, kill_worker), False, id="local"),
+        pytest.param((kill_driver, kill_worker, interrupt), False, id="local"),
         pytest.param((kill_scheduler, kill_worker, kill_driver), True, id="cluster"),
     ],
 )
@@ -119,7 +154,7 @@ def soak(
                 struck.append(f"{victim.__name__} {moment.stage} +{moment.seconds:.1f} s")
             # A driver that outlives the kill ends by itself: done, or with one line that says what to do.
             code = attempt.ended()
-            assert code in (0, 1, -signal.SIGKILL), (struck, attempt.shown())
+            assert code in (0, 1, 130, -signal.SIGKILL), (struck, attempt.shown())
             assert "Traceback" not in attempt.shown(), attempt.shown()
             if code == 0:
                 break

@@ -1,22 +1,16 @@
-"""A real Prefect server for the whole session, and a cohort that runs share."""
+"""The Prefect server of the session for every test here, and a cohort that runs share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cohorts import write_cohort
 
-import tasks  # noqa: F401 - sets the environment's defaults before Prefect is imported
-
 
 @pytest.fixture(scope="session", autouse=True)
-def prefect_server() -> Iterator[None]:
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
+def _prefect(prefect_server: str) -> None:
+    """Flows of this folder report to the session's server."""
 
 
 @pytest.fixture(scope="session")

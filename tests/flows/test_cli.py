@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
-import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 from cohorts import save, write_cohort
 
@@ -192,42 +187,6 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_with_more_space(
     finally:
         # Lazily: MLflow keeps its sqlite file open as long as the process lives.
         subprocess.run(["umount", "--lazy", disk], check=True)
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_run_goes_on_to_the_same_data_set(tmp_path: Path, how: signal.Signals) -> None:
-    folder = write_cohort(tmp_path / "c", patients=40, labelled=12)
-    command = [
-        sys.executable, "-m", "flows.cli", "label", str(folder / "images"), "--labels", str(folder / "labels"),
-        "--workspace", str(tmp_path / "w"), "--segmenter", "label-fusion", "--k", "3", "--min-dice", "0",
-        "--held-out", "0.5", "--dataset", "stopped",
-    ]  # fmt: skip
-    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": ""}
-    with (tmp_path / "shown.txt").open("w") as shown:
-        process = subprocess.Popen(command, env=environment, stdout=shown, stderr=shown, start_new_session=True)
-    records = tmp_path / "w" / "records" / "embed"
-    deadline = time.monotonic() + 200
-    while not any(records.rglob("*.json")):
-        assert process.poll() is None, "the run ended before it could be stopped"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    # Prefect's temporary server outlives a killed owner.
-    others = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, how)
-    code = process.wait(timeout=100)
-    if how is signal.SIGINT:
-        assert code == 130
-        assert "stopped; start the same command again" in (tmp_path / "shown.txt").read_text()
-        assert read_status(tmp_path / "w").state == "stopped"
-    for other in others:
-        with suppress(psutil.NoSuchProcess):
-            other.kill()
-    assert not (tmp_path / "w" / "summary.json").exists()
-    assert label(folder, tmp_path / "w", "--dataset", "stopped") == 0
-    assert label(folder, tmp_path / "undisturbed", "--dataset", "stopped") == 0
-    resumed, undisturbed = (read_summary(str(tmp_path / name)) for name in ("w", "undisturbed"))
-    assert resumed.fingerprint == undisturbed.fingerprint
-    assert resumed.dataset.digest == undisturbed.dataset.digest
 
 
 def test_doctor_says_that_this_installation_works(capsys: pytest.CaptureFixture[str]) -> None:

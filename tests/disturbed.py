@@ -60,7 +60,12 @@ class Labelling:
         shown = self.workspace.with_suffix(".txt")
         with shown.open("w") as out:
             process = psutil.Popen(
-                command, env={**os.environ, **self.environment}, stdout=out, stderr=out, start_new_session=True
+                command,
+                env={**os.environ, **self.environment},
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                preexec_fn=_as_in_a_terminal,
             )
         STARTED.append(process)
         return Attempt(process, state, before, shown)
@@ -81,6 +86,11 @@ class Labelling:
         }
         assert any(name.endswith(".nii.gz") for name in files)
         return Outcome(summary["fingerprint"], summary["dataset"]["digest"], files)
+
+
+def _as_in_a_terminal() -> None:
+    # Whatever a shell starts in the background ignores Ctrl-C, and hands that on to its children.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @dataclass

@@ -83,8 +83,11 @@ def evaluate(
     """
     with open_run(settings) as run:
         manifest = ingest(run, labelled_only=True)
-        split = choose_patients(manifest.cases["patient"].tolist(), settings, test_patients, support_patients)
+        # More patients than there are is the user's mistake: said before the models start.
+        choose_patients(manifest.cases["patient"].tolist(), settings, test_patients, support_patients)
         embeddings = embed(run, manifest)
+        manifest = set_aside(run, manifest, embeddings.refused, embeddings.refused_ids)
+        split = choose_patients(manifest.cases["patient"].tolist(), settings, test_patients, support_patients)
         index = build_index(run, manifest, embeddings, split)
         index = with_patches(run, index)
         network = train(run, index) if settings.segmentation.segmenter in SUPERVISED else None

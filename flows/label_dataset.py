@@ -9,7 +9,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.running import open_run
 from rfss_core.errors import GateError, InputError
-from rfss_core.quality import split_patients
+from rfss_core.quality import Split, split_patients
 from rfss_core.segmentation.factory import baseline_error
 from rfss_core.settings import BASELINES, LabelSettings
 from rfss_core.store import Manifest
@@ -22,6 +22,7 @@ from tasks.register import register
 from tasks.segment import segment
 from tasks.served import set_aside
 from tasks.summary import Summary
+from tasks.throughput import Throughput
 
 
 @flow(name="label-dataset", validate_parameters=True, persist_result=False)
@@ -48,10 +49,11 @@ def label_dataset(settings: LabelSettings) -> Summary:
         raise baseline_error(settings.segmentation.segmenter)
     with open_run(settings) as run:
         manifest = ingest(run)
-        labelled = manifest.cases[manifest.cases["labelled"]]
-        unlabelled = _left_to_label(manifest, settings)
-        split = split_patients(labelled["patient"].tolist(), settings.held_out, settings.seed)
+        # What the user got wrong is said before the models start.
+        _plan(manifest, settings)
         embeddings = embed(run, manifest)
+        manifest = set_aside(run, manifest, embeddings.refused, embeddings.refused_ids)
+        unlabelled, split = _plan(manifest, settings)
         index = build_index(run, manifest, embeddings, split)
         index = with_patches(run, index)
         masks = segment(run, manifest, embeddings, index, [*unlabelled, *index.held_out_cases])
@@ -59,24 +61,27 @@ def label_dataset(settings: LabelSettings) -> Summary:
         quality = measure(run, manifest, index, masks)
         dataset = publish(run, manifest, embeddings, index, masks, quality)
         summary = register(run, manifest, embeddings, index, masks, quality, dataset, started)
-    _show(summary)
+    _show(summary, run.throughput)
     if summary.dataset.status == "rejected":
         raise GateError("; ".join(summary.gate))
     return summary
 
 
-def _left_to_label(manifest: Manifest, settings: LabelSettings) -> list[str]:
+def _plan(manifest: Manifest, settings: LabelSettings) -> tuple[list[str], Split]:
+    """Return the cases to label and the split of the labelled patients."""
     unlabelled: list[str] = manifest.cases.loc[~manifest.cases["labelled"], "case_id"].tolist()
     if not unlabelled:
         raise InputError(
             f"every usable image in '{settings.images}' has a label: nothing is left to label; "
             "add images, or measure quality with `rfss evaluate`"
         )
-    return unlabelled
+    patients = manifest.cases.loc[manifest.cases["labelled"], "patient"].tolist()
+    return unlabelled, split_patients(patients, settings.held_out, settings.seed)
 
 
-def _show(summary: Summary) -> None:
+def _show(summary: Summary, throughput: Throughput) -> None:
     """Put the figures into the Prefect UI."""
+    create_table_artifact(throughput.table(), key="rfss-stages", description="Work of each stage in this run")
     rows = [
         {
             "class": name,

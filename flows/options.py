@@ -51,7 +51,11 @@ Preset = Annotated[PresetName | None, typer.Option("--preset", help=described("p
 K = Annotated[int | None, typer.Option("--k", help=described("k"))]
 HeldOut = Annotated[float | None, typer.Option("--held-out", help=described("held_out") + " Default: 0.3.")]
 ExecutorName = Annotated[
-    str | None, typer.Option("--executor", help="inline, local, or a scheduler's tcp:// address. Default: inline.")
+    str | None,
+    typer.Option(
+        "--executor",
+        help="inline, local, gpus, cluster (described in --config), or a scheduler's tcp:// address. Default: inline.",
+    ),
 ]
 MinDice = Annotated[float | None, typer.Option("--min-dice", help="Gate on the held-out mean Dice. Default: 0.7.")]
 DatasetName = Annotated[str | None, typer.Option("--dataset", help=described("dataset"))]

@@ -16,6 +16,7 @@ from rfss_core.store.files import Files
 from tasks.embed import embed
 from tasks.ingest import ingest
 from tasks.select import choose_slices
+from tasks.served import set_aside
 from tasks.worklist import Selection
 
 FOLDER = "selection"
@@ -44,6 +45,7 @@ def select_slices(settings: SelectSettings, out: str) -> Selection:
     with open_run(settings) as run:
         manifest = ingest(run, needs_labels=False)
         embeddings = embed(run, manifest)
+        manifest = set_aside(run, manifest, embeddings.refused, embeddings.refused_ids)
         return choose_slices(run, manifest, embeddings, out)
 
 

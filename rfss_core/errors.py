@@ -174,6 +174,24 @@ class ExecutionError(RfssError, RuntimeError):
     reason = "execution"
 
 
+class NoDeviceError(ExecutionError):
+    """The executor needs a GPU, and this machine has none that torch can use."""
+
+    reason = "no_device"
+
+
+class WorkerDiedError(ExecutionError):
+    """A worker process ended each time that it had this piece of work for itself."""
+
+    reason = "killed_worker"
+
+
+class ShortOfMemoryError(ExecutionError, MemoryError):
+    """The smallest batch, one slice, does not fit into memory."""
+
+    reason = "out_of_memory"
+
+
 class GateError(RfssError, RuntimeError):
     """The data set's quality gate failed; everything is recorded, nothing promoted."""
 

@@ -38,6 +38,19 @@ class ChunkFinished(Event):
 
 
 @dataclass(frozen=True)
+class ChunkRetried(Event):
+    """One unit of work was not done, and is tried again."""
+
+    stage: str
+    chunk: str
+    attempt: int
+    """The one that failed, from 1."""
+    reason: str
+    """``store`` and the like where storage was away, ``killed_worker``, ``isolated``."""
+    message: str
+
+
+@dataclass(frozen=True)
 class ChunkFailed(Event):
     """One unit of work failed for good."""
 

@@ -1,15 +1,17 @@
-"""Chunks of a stage: which are left, and how one is finished."""
+"""Chunks of a stage: which are left, how one is divided, and how one is finished."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy.typing as npt
 import pandas as pd
 
-from rfss_core.store import StageStore
+from rfss_core.store import Chunk, StageStore
+from tasks.isolation import SET_ASIDE, Probe, Refusal, was_set_aside
+from tasks.phases import Phases
 from tasks.run import ChunkReport
 
 
@@ -21,9 +23,81 @@ class _HasId(Protocol):
 Unit = TypeVar("Unit", bound=_HasId)
 
 
-def pending(store: StageStore, units: Iterable[Unit]) -> list[Unit]:
-    """Return the units without a trusted record. A chunk's id is the digest of its input."""
-    return [unit for unit in units if store.trusted(unit.id, unit.id) is None]
+@dataclass(frozen=True)
+class ChunkUnit:
+    """A chunk of whole cases as a unit of work that can be divided (:class:`tasks.isolation.Divisible`)."""
+
+    chunk: Chunk
+    probe: Probe | None = field(default=None, kw_only=True)
+    """The part to try without writing anything; None: do the chunk."""
+    set_aside: tuple[Refusal, ...] = field(default=(), kw_only=True)
+    """Cases that the work fails on."""
+
+    @property
+    def id(self) -> str:
+        """The chunk's id."""
+        return self.chunk.id
+
+    @property
+    def case_ids(self) -> tuple[str, ...]:
+        """Cases of the chunk, or of the part that is tried."""
+        return self.chunk.case_ids if self.probe is None else self.probe.case_ids
+
+    @property
+    def slicewise(self) -> bool:
+        """Runs of a case's slices can be tried."""
+        return True
+
+    @property
+    def rows(self) -> tuple[int, int | None]:
+        """First slice of each case and the one after the last; None: to the end."""
+        return (0, None) if self.probe is None or self.probe.rows is None else self.probe.rows
+
+    def probing(self, probe: Probe) -> Self:
+        """Return the unit that only tries a part."""
+        return replace(self, probe=probe)
+
+    def without(self, refusals: tuple[Refusal, ...]) -> Self:
+        """Return the unit that sets these cases aside."""
+        return replace(self, set_aside=refusals)
+
+    @property
+    def refusals(self) -> dict[str, Refusal]:
+        """Why cases are set aside, by case id."""
+        return {refusal.case_id: refusal for refusal in self.set_aside}
+
+
+@dataclass(frozen=True)
+class Survey(Generic[Unit]):
+    """What the records say about a stage."""
+
+    todo: list[Unit]
+    """Units without a trusted record."""
+    set_aside: list[str]
+    """Ids of finished units that set a case aside because the work failed on it."""
+
+
+def survey(store: StageStore, units: Iterable[Unit], *, again: bool = False) -> Survey[Unit]:
+    """Look at the records of a stage. A chunk's id is the digest of its input.
+
+    Args:
+        store: of the stage.
+        units: all of them.
+        again: do units again that set a case aside.
+    """
+    found: Survey[Unit] = Survey([], [])
+    for unit in units:
+        record = store.trusted(unit.id, unit.id)
+        if record is None or (again and was_set_aside(record)):
+            found.todo.append(unit)
+        elif was_set_aside(record):
+            found.set_aside.append(unit.id)
+    return found
+
+
+def pending(store: StageStore, units: Iterable[Unit], *, again: bool = False) -> list[Unit]:
+    """Return what is left to do; see :func:`survey`."""
+    return survey(store, units, again=again).todo
 
 
 def finish_chunk(
@@ -33,12 +107,24 @@ def finish_chunk(
     arrays: Mapping[str, npt.NDArray[Any]],
     tables: Mapping[str, pd.DataFrame] | None = None,
     *,
-    read_s: float = 0.0,
-    compute_s: float = 0.0,
+    phases: Phases | None = None,
+    set_aside: Iterable[Refusal] = (),
 ) -> ChunkReport:
-    """Write a chunk's outputs and then its record (invariant 2)."""
-    started = time.perf_counter()
-    outputs = store.write_chunk(chunk_id, arrays, tables)
-    write_s = time.perf_counter() - started
-    store.complete(chunk_id, chunk_id, outputs, seconds={"read": read_s, "compute": compute_s, "write": write_s})
-    return ChunkReport(chunk_id, slices, read_s, compute_s, write_s)
+    """Write a chunk's outputs and then its record (invariant 2).
+
+    Args:
+        store: of the stage.
+        chunk_id: the chunk's id.
+        slices: that were worked on.
+        arrays: see :meth:`StageStore.write_chunk`.
+        tables: see :meth:`StageStore.write_chunk`.
+        phases: the chunk's clock.
+        set_aside: cases that the work failed on; the record names them.
+    """
+    clock = phases or Phases()
+    with clock.writing():
+        outputs = store.write_chunk(chunk_id, arrays, tables)
+    names = [refusal.case_id for refusal in set_aside]
+    detail = {SET_ASIDE: names} if names else None
+    store.complete(chunk_id, chunk_id, outputs, seconds=clock.seconds(), detail=detail)
+    return ChunkReport(chunk_id, slices, clock.read_s, clock.compute_s, clock.write_s)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -26,6 +25,7 @@ from rfss_core.settings.index import PLACING
 from rfss_core.store import Workspace
 from tasks.embed import STAGE as EMBED_STAGE
 from tasks.embed import Embeddings
+from tasks.phases import Phases
 from tasks.run import ChunkReport, Run, Stage
 
 Part = TypeVar("Part", Trained, Shard)
@@ -142,15 +142,17 @@ def store_index(
 
 def fill_shard(job: ShardJob, unit: ShardUnit) -> ChunkReport:
     """Fill one shard from the embeddings' Zarr chunks; runs in a worker."""
-    clock = time.perf_counter()
+    phases = Phases()
     workspace = Workspace.open(job.workspace)
-    table = workspace.stage(job.support_stage, job.support_key).read_table("support", "slices")
-    vectors = _vectors(workspace, job.embed_key, table.iloc[unit.first : unit.last], dict(unit.embed_chunks))
-    read_s, clock = time.perf_counter() - clock, time.perf_counter()
+    with phases.reading():
+        table = workspace.stage(job.support_stage, job.support_key).read_table("support", "slices")
+        vectors = _vectors(workspace, job.embed_key, table.iloc[unit.first : unit.last], dict(unit.embed_chunks))
     generations = Generations(workspace.files, job.prefix, job.settings.cache)
-    shard = build_shard(vectors, unit.first, job.trained, generations, job.settings)
-    _remember(generations, unit.id, shard)
-    return ChunkReport(unit.id, len(vectors), read_s, time.perf_counter() - clock)
+    with phases.computing():
+        shard = build_shard(vectors, unit.first, job.trained, generations, job.settings)
+    with phases.writing():
+        _remember(generations, unit.id, shard)
+    return ChunkReport(unit.id, len(vectors), phases.read_s, phases.compute_s, phases.write_s)
 
 
 def _vectors(

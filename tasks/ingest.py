@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from prefect import task
@@ -23,6 +22,8 @@ from rfss_core.imaging import (
 )
 from rfss_core.settings import ImagingSettings
 from rfss_core.store import Manifest, Workspace
+from tasks.isolation import WORK_FAILED, Probe, Refusal
+from tasks.phases import Phases
 from tasks.run import STAGE_TASK, ChunkReport, Run
 
 
@@ -31,41 +32,76 @@ class IngestUnit:
     """One case to ingest."""
 
     source: CaseSource
+    set_aside: Refusal | None = None
+    """Why the case is not even looked at: an attempt to read it failed, or ended its worker."""
 
     @property
     def id(self) -> str:
         """The case's id."""
         return self.source.case_id
 
+    @property
+    def case_ids(self) -> tuple[str, ...]:
+        """The one case."""
+        return (self.source.case_id,)
 
-def ingest_case(workspace_url: str, settings: ImagingSettings, unit: IngestUnit) -> ChunkReport:
+    @property
+    def slicewise(self) -> bool:
+        """A file is read whole."""
+        return False
+
+    def probing(self, probe: Probe) -> IngestUnit:  # noqa: ARG002 - a single case has no other part
+        """Return the unit: there is nothing smaller."""
+        return self
+
+    def without(self, refusals: tuple[Refusal, ...]) -> IngestUnit:
+        """Return the unit that sets its case aside."""
+        return replace(self, set_aside=refusals[0] if refusals else None)
+
+
+@dataclass(frozen=True)
+class IngestJob:
+    """What every worker of the stage needs; small and picklable."""
+
+    workspace: str
+    settings: ImagingSettings
+    again: bool = False
+    """Read cases again that an earlier run set aside because reading them failed."""
+
+
+def ingest_case(job: IngestJob, unit: IngestUnit) -> ChunkReport:
     """Read, check, normalise and store one case; runs in a worker.
 
     A case that cannot be used comes back in ``quarantined``; everything else that is raised is the store's trouble.
     """
-    source = unit.source
-    workspace = Workspace.open(workspace_url)
-    started = time.perf_counter()
+    source, settings = unit.source, job.settings
+    workspace = Workspace.open(job.workspace)
+    phases = Phases()
     dependencies = digest_json([settings.model_dump(mode="json"), code_version("imaging")])
     try:
-        digest = source_digest(source)
+        with phases.reading():
+            digest = source_digest(source)
     except CaseError as error:
         return _refused(source, error.reason, str(error))
-    if (known := workspace.ingested(source, digest, dependencies)) is not None:
+    if unit.set_aside is not None:
+        workspace.quarantine_case(source, unit.set_aside.error, digest, dependencies)
+        return _refused(source, unit.set_aside.reason, unit.set_aside.message)
+    known = workspace.ingested(source, digest, dependencies)
+    if known is not None and not (job.again and known.reason in WORK_FAILED):
         if known.status == "quarantined":
             return _refused(source, known.reason or CaseError.reason, known.message)
         return ChunkReport(source.case_id, 0)
     try:
-        volume = read_image(source, settings)
-        label = None if source.label is None else read_label(source, volume.grid, settings)
-        window = estimate_window(volume.pixels, settings)
+        with phases.reading():
+            volume = read_image(source, settings)
+            label = None if source.label is None else read_label(source, volume.grid, settings)
+            window = estimate_window(volume.pixels, settings)
     except CaseError as error:
         workspace.quarantine_case(source, error, digest, dependencies)
         return _refused(source, error.reason, str(error))
-    read_s = time.perf_counter() - started
-    started = time.perf_counter()
-    row = workspace.write_case(source, volume, window, label, digest, dependencies)
-    return ChunkReport(source.case_id, row.n_slices, read_s=read_s, write_s=time.perf_counter() - started)
+    with phases.writing():
+        row = workspace.write_case(source, volume, window, label, digest, dependencies)
+    return ChunkReport(source.case_id, row.n_slices, phases.read_s, phases.compute_s, phases.write_s)
 
 
 def _refused(source: CaseSource, reason: str, message: str) -> ChunkReport:
@@ -94,7 +130,8 @@ def ingest(run: Run, labelled_only: bool = False, needs_labels: bool = True) -> 
         for entry in found.quarantined:
             run.events.emit(CaseQuarantined(entry.name, entry.reason, entry.message))
         units = [IngestUnit(source) for source in found.cases if source.label is not None or not labelled_only]
-        reports = stage.run_chunks(partial(ingest_case, run.workspace.url, settings.imaging), units, unit="cases")
+        job = IngestJob(run.workspace.url, settings.imaging, settings.execution.retry_quarantined)
+        reports = stage.run_chunks(partial(ingest_case, job), units, unit="cases", isolating=True)
         quarantined = [*found.quarantined, *(entry for report in reports for entry in report.quarantined)]
         refused = {entry.name for entry in quarantined}
         kept = [unit.source for unit in units if unit.source.name not in refused]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
@@ -17,8 +20,31 @@ from rfss_core.store import Workspace
 from rfss_core.training import SupervisedModel, SupervisedSegmenter
 from rfss_core.weights.device import resolve_device
 
+Given = ParamSpec("Given")
+Built = TypeVar("Built")
+
 TRAIN_STAGE, NETWORK_CHUNK = "train", "network"
 """Where stage train keeps the network of a supervised baseline."""
+
+
+def built_once(kept: int) -> Callable[[Callable[Given, Built]], Callable[Given, Built]]:
+    """Keep what a factory builds, also where two threads ask at once: the second waits for the first one's.
+
+    Args:
+        kept: how many different ones a process keeps.
+    """
+
+    def decorate(factory: Callable[Given, Built]) -> Callable[Given, Built]:
+        cached, lock = lru_cache(maxsize=kept)(factory), threading.RLock()
+
+        @wraps(factory)
+        def get(*args: Given.args, **kwargs: Given.kwargs) -> Built:
+            with lock:
+                return cached(*args, **kwargs)  # type: ignore[arg-type]
+
+        return get
+
+    return decorate
 
 
 @dataclass(frozen=True)
@@ -34,26 +60,26 @@ class Network:
         return np.asarray(store.read_array(NETWORK_CHUNK, "weights"), dtype=np.uint8).tobytes()
 
 
-@lru_cache(maxsize=2)
+@built_once(2)
 def embedder_for(settings: EmbeddingSettings, preset: PresetName, device: str) -> Embedder:
     """Return this process's embedder for these settings."""
     return load_embedder(settings, PRESETS[preset], device)
 
 
-@lru_cache(maxsize=2)
+@built_once(2)
 def segmenter_for(settings: SegmentationSettings, preset: PresetName, workspace: str) -> Segmenter:
     """Return this process's segmenter for these settings; its memories are kept in the workspace."""
     return load_segmenter(settings, PRESETS[preset], memories=ZarrMemoryStore(f"{workspace}/memories"))
 
 
-@lru_cache(maxsize=2)
+@built_once(2)
 def point_segmenter_for(settings: SegmentationSettings, preset: PresetName, seed: int) -> PointPromptSegmenter:
     """Return this process's point-prompt baseline for these settings."""
     positive, negative = settings.points or (1, 0)
     return load_point_segmenter(settings, PRESETS[preset], positive=positive, negative=negative, seed=seed)
 
 
-@lru_cache(maxsize=2)
+@built_once(2)
 def network_for(network: Network, device: str) -> SupervisedSegmenter:
     """Return this process's copy of a network that the workspace holds."""
     return SupervisedSegmenter(SupervisedModel.from_bytes(network.read()), resolve_device(device))

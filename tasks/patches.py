@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -13,10 +12,12 @@ import numpy.typing as npt
 import pandas as pd
 from prefect import task
 
+from rfss_core.segmentation.batching import run_in_batches
 from rfss_core.store import Workspace
 from tasks.chunks import finish_chunk, pending
 from tasks.embed import EmbedJob
 from tasks.models import embedder_for
+from tasks.phases import Phases
 from tasks.run import STAGE_TASK, ChunkReport, Run
 
 STAGE = "patches"
@@ -60,16 +61,21 @@ class PatchUnit:
 def patch_chunk(job: EmbedJob, unit: PatchUnit) -> ChunkReport:
     """Embed the patches of one case's support slices; runs in a worker."""
     workspace = Workspace.open(job.workspace)
-    embedder = embedder_for(job.settings, job.preset, job.device)
-    started = time.perf_counter()
-    slices = workspace.case(unit.case_id).read_slices()
-    read_s = time.perf_counter() - started
-    started = time.perf_counter()
-    tokens = np.stack(embedder.embed_patches([slices[z] for z in unit.rows], job.settings.batch_size))
-    compute_s = time.perf_counter() - started
+    phases = Phases()
+    with phases.reading():
+        slices = workspace.case(unit.case_id).read_slices()
+    with phases.computing():
+        embedder = embedder_for(job.settings, job.preset, job.device)
+        tokens = np.stack(
+            run_in_batches(
+                [slices[z] for z in unit.rows],
+                job.settings.batch_size,
+                lambda batch: embedder.embed_patches(batch, len(batch)),
+            )
+        )
     arrays = {ARRAY: tokens.astype(np.float16)}
     store = workspace.stage(STAGE, job.key)
-    return finish_chunk(store, unit.id, len(unit.rows), arrays, read_s=read_s, compute_s=compute_s)
+    return finish_chunk(store, unit.id, len(unit.rows), arrays, phases=phases)
 
 
 @task(name="patches", **STAGE_TASK)

@@ -19,7 +19,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from rfss_core.events import CaseQuarantined, ChunkFailed, ChunkFinished, Event, StageFinished, StageStarted
+from rfss_core.events import (
+    CaseQuarantined,
+    ChunkFailed,
+    ChunkFinished,
+    ChunkRetried,
+    Event,
+    StageFinished,
+    StageStarted,
+)
 
 log = logging.getLogger("rfss")
 
@@ -133,6 +141,8 @@ def log_event(event: Event) -> None:
                 "%s %s: %d slices, read %.2f s, compute %.2f s, write %.2f s",
                 stage, chunk, slices, read_s, compute_s, write_s,
             )  # fmt: skip
+        case ChunkRetried(stage, chunk, attempt, reason, message):
+            log.warning("%s %s: attempt %d failed (%s), tried again: %s", stage, chunk, attempt, reason, message)
         case ChunkFailed(stage, chunk, reason, message):
             log.error("%s %s failed (%s): %s", stage, chunk, reason, message)
         case CaseQuarantined(name, reason, message):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from prefect import task
 from rfss_core.code import code_version
 from rfss_core.datasets import DatasetEntry, DatasetManifest, write_dataset
 from rfss_core.digest import digest_bytes, digest_json
+from rfss_core.errors import TooFewSupportsError
 from rfss_core.imaging import SourceGrid, write_label
 from rfss_core.store import Manifest, Workspace
 from rfss_core.store.files import Files
@@ -24,6 +24,7 @@ from tasks.chunks import finish_chunk, pending
 from tasks.embed import Embeddings
 from tasks.export import LATEST
 from tasks.index import SupportIndex
+from tasks.phases import Phases
 from tasks.quality import QualityOutcome
 from tasks.run import STAGE_TASK, ChunkReport, Run
 from tasks.segment import STAGE as SEGMENT_STAGE
@@ -46,6 +47,8 @@ class PublishJob:
 
 def fingerprint(run: Run, manifest: Manifest, embeddings: Embeddings, index: SupportIndex, masks: Masks) -> str:
     """Return the digest of all that the pseudo-labels depend on (invariant 3)."""
+    # Whether a case ends a worker is the machine's business: it does not follow from the other parts.
+    failed = sorted(case.name for case in masks.refused if case.reason != TooFewSupportsError.reason)
     return digest_json(
         {
             "inputs": manifest.digest,
@@ -55,6 +58,7 @@ def fingerprint(run: Run, manifest: Manifest, embeddings: Embeddings, index: Sup
             "weights": [embeddings.digest, masks.digest],
             "settings": run.settings.scientific(),
             "code": code_version(),
+            **({"set_aside": failed} if failed else {}),
         }
     )
 
@@ -63,21 +67,22 @@ def publish_chunk(job: PublishJob, unit: SegmentUnit) -> ChunkReport:
     """Write the pseudo-labels of one chunk's unlabelled cases; runs in a worker."""
     workspace = Workspace.open(job.workspace)
     masks = workspace.stage(SEGMENT_STAGE, job.masks_key)
-    started = time.perf_counter()
+    phases = Phases()
     rows = []
     for case_id, held_out in unit.cases():
         if held_out:
             continue
         case = workspace.case(case_id)
-        labels = np.asarray(masks.read_array(unit.id, f"{case_id}/labels"), dtype=np.uint8)
-        path = f"{case.name}{case.grid.suffix}"
-        data = _encoded(labels, case.grid)
-        workspace.files.write_bytes(f"{job.folder}/{path}", data)
+        with phases.reading():
+            labels = np.asarray(masks.read_array(unit.id, f"{case_id}/labels"), dtype=np.uint8)
+        with phases.writing():
+            path = f"{case.name}{case.grid.suffix}"
+            data = _encoded(labels, case.grid)
+            workspace.files.write_bytes(f"{job.folder}/{path}", data)
         rows.append({"case": case_id, "path": path, "sha256": digest_bytes(data), "slices": case.n_slices})
     table = pd.DataFrame(rows, columns=["case", "path", "sha256", "slices"])
-    seconds = time.perf_counter() - started
     store = workspace.stage(STAGE, job.key)
-    return finish_chunk(store, unit.id, int(table["slices"].sum()), {}, {"files": table}, compute_s=seconds)
+    return finish_chunk(store, unit.id, int(table["slices"].sum()), {}, {"files": table}, phases=phases)
 
 
 def _encoded(labels: np.ndarray, grid: SourceGrid) -> bytes:

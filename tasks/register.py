@@ -11,6 +11,7 @@ from prefect import task
 
 from rfss_core.code import code_version
 from rfss_core.datasets import DatasetManifest
+from rfss_core.errors import TooFewSupportsError
 from rfss_core.quality import METRICS_LIBRARY
 from rfss_core.store import Manifest
 from tasks.embed import Embeddings
@@ -78,7 +79,7 @@ def register(
                 fingerprint=summary.fingerprint,
                 address=dataset.folder,
                 params=_params(run, index, embeddings, masks),
-                metrics=_metrics(summary) | _index_metrics(index),
+                metrics=_metrics(summary) | _index_metrics(index) | run.throughput.metrics(),
                 artifacts={
                     "dataset": [f"{folder}/manifest.json", f"{folder}/manifest.parquet"],
                     "manifest": [f"manifest/{name}.parquet" for name in ("cases", "slices", "quarantine")],
@@ -164,10 +165,17 @@ def _warnings(
             f"{UNTRAINED}: {', '.join(untrained)} built from a fixed seed; these pseudo-labels only exercise the "
             "pipeline. Use a preset with trained models"
         )
-    if masks.refused:
+    few = [case for case in masks.refused if case.reason == TooFewSupportsError.reason]
+    if few:
         notes.append(
-            f"{len(masks.refused)} cases were set aside because fewer than k = {index.k} support slices are left for "
-            f"them; first: {masks.refused[0].name}: {masks.refused[0].message}"
+            f"{len(few)} cases were set aside because fewer than k = {index.k} support slices are left for them; "
+            f"first: {few[0].name}: {few[0].message}"
+        )
+    failed = [*embeddings.refused, *(case for case in masks.refused if case not in few)]
+    if failed:
+        notes.append(
+            f"{len(failed)} cases were set aside because the work failed on them; first: {failed[0].name} "
+            f"({failed[0].reason}): {failed[0].message}. execution.retry_quarantined tries them again"
         )
     if masks.underserved:
         notes.append(

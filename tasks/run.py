@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, cast
 
 from prefect.cache_policies import NO_CACHE
 
 from rfss_core.errors import ExecutionError
-from rfss_core.events import CaseQuarantined, ChunkFailed, ChunkFinished, EventStream, StageFinished, StageStarted
+from rfss_core.events import (
+    CaseQuarantined,
+    ChunkFailed,
+    ChunkFinished,
+    ChunkRetried,
+    EventStream,
+    StageFinished,
+    StageStarted,
+)
 from rfss_core.imaging import Quarantined
 from rfss_core.settings import LabelSettings
 from rfss_core.store import Workspace
-from tasks.execution import Executor, Failure, describe
+from tasks.execution import Executor, Failure
+from tasks.isolation import Divisible, is_blamable, isolate
+from tasks.retry import Retry, describe, reason_of
+from tasks.throughput import Throughput
+
+HOPELESS = 20
+"""So many chunks that fail before any succeeds: the others are not tried, for the fault is in none of them."""
+
+log = logging.getLogger("rfss")
 
 # A stage's records decide what is skipped; Prefect's cache would not notice a deleted output.
 STAGE_TASK: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
@@ -60,6 +77,9 @@ class Run:
         self.events = events
         self.seconds: dict[str, float] = {}
         """Wall seconds of each finished stage."""
+        self.throughput = Throughput()
+        """Figures of each stage."""
+        events.subscribe(self.throughput)
 
     def stage(self, name: str) -> Stage:
         """Open a stage; use it as a context manager."""
@@ -103,6 +123,7 @@ class Stage:
         *,
         done: int = 0,
         unit: str = "chunks",
+        isolating: bool = False,
     ) -> list[ChunkReport]:
         """Take units of work through the executor.
 
@@ -111,24 +132,37 @@ class Stage:
             units: what is left to do.
             done: how many units were found done, for the progress figures.
             unit: what is counted.
+            isolating: units are :class:`tasks.isolation.Divisible`, and ``function`` honours it: where a unit fails,
+                the cases that do it are set aside and the others done.
 
         Returns:
             The reports, in order of completion.
 
         Raises:
-            ExecutionError: a unit failed for good; raised after all the others have ended.
+            ExecutionError: a unit failed for good, and no case of it is to blame; raised after all others have ended.
         """
         self.started(len(units) + done, done, unit)
         reports: list[ChunkReport] = []
-        failures: list[tuple[str, BaseException]] = []
-        for item, outcome in self._run.executor.map(function, units):
+        failed: list[tuple[Unit, Failure]] = []
+        for item, outcome in self._run.executor.map(function, units, stage=self.name, noted=self._retried):
             if isinstance(outcome, Failure):
-                failures.append((item.id, outcome.error))
-                reason = getattr(outcome.error, "reason", "error")
-                self._run.events.emit(ChunkFailed(self.name, item.id, reason, describe(outcome.error)))
+                failed.append((item, outcome))
+                if len(failed) >= HOPELESS and not reports and not done:
+                    break
             else:
                 reports.append(outcome)
                 self.finished(outcome)
+        hopeless = len(failed) >= HOPELESS and not reports and not done
+        failures: list[tuple[str, BaseException]] = []
+        for item, failure in failed:
+            report = self._without_culprits(function, item, failure) if isolating and not hopeless else failure
+            if isinstance(report, Failure):
+                failures.append((item.id, report.error))
+                self._run.events.emit(ChunkFailed(self.name, item.id, reason_of(report.error), describe(report.error)))
+                log.debug("%s %s: %s", self.name, item.id, report.trace)
+            else:
+                reports.append(report)
+                self.finished(report)
         if failures:
             first, error = failures[0]
             raise ExecutionError(
@@ -136,3 +170,33 @@ class Stage:
                 "What is finished is kept: mend the cause and start the same command again"
             ) from error
         return reports
+
+    def _retried(self, item: _HasId, retry: Retry) -> None:
+        self._run.events.emit(ChunkRetried(self.name, item.id, retry.attempt, retry.reason, retry.message))
+
+    def _without_culprits(
+        self, function: Callable[[Unit], ChunkReport], unit: Unit, failure: Failure
+    ) -> ChunkReport | Failure:
+        """Set aside the cases that a failed unit fails on and do the others, or return why that cannot be."""
+        if not isinstance(unit, Divisible) or not is_blamable(failure.error):
+            return failure
+        deaths = self._run.settings.execution.deaths
+
+        def fails(part: Divisible, sure: bool) -> BaseException | None:
+            [(_, outcome)] = self._run.executor.map(
+                function, [cast("Unit", part)], stage=self.name, alone=deaths if sure else 1
+            )
+            if not isinstance(outcome, Failure):
+                return None
+            if not is_blamable(outcome.error):
+                raise outcome.error
+            return outcome.error
+
+        self._retried(unit, Retry(1, "isolated", f"looking for the case that does it: {describe(failure.error)}"))
+        try:
+            refusals = isolate(unit, failure.error, fails, lambda case_id: self._run.workspace.case(case_id).n_slices)
+        except Exception as error:  # noqa: BLE001 - storage that went away meanwhile, say
+            return Failure(error)
+        rest = unit.without(refusals)
+        [(_, outcome)] = self._run.executor.map(function, [rest], stage=self.name, alone=deaths)
+        return outcome

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,14 +25,23 @@ from rfss_core.segmentation.factory import baseline_error
 from rfss_core.segmentation.points import PointPromptSegmenter
 from rfss_core.settings import BASELINES, EmbeddingSettings, PresetName, RetrievalSettings, SegmentationSettings
 from rfss_core.settings.retrieval import Scalar
-from rfss_core.store import Chunk, Manifest, StoredCase, Workspace, plan_chunks
+from rfss_core.store import Manifest, StoredCase, Workspace, plan_chunks
 from rfss_core.store.manifest import slice_id
-from tasks.chunks import finish_chunk, pending
+from tasks.chunks import ChunkUnit, finish_chunk, pending
 from tasks.embed import STAGE as EMBED_STAGE
 from tasks.embed import Embeddings
 from tasks.generation import open_stored
 from tasks.index import SupportIndex, open_support
-from tasks.models import Network, embedder_for, network_for, point_segmenter_for, segmenter_for, segmenter_name
+from tasks.models import (
+    Network,
+    built_once,
+    embedder_for,
+    network_for,
+    point_segmenter_for,
+    segmenter_for,
+    segmenter_name,
+)
+from tasks.phases import Phases
 from tasks.run import STAGE_TASK, ChunkReport, Run
 from tasks.served import SERVED, ServedCases, read_served, refused_cases
 
@@ -41,16 +49,15 @@ STAGE = "segment"
 
 
 @dataclass(frozen=True)
-class SegmentUnit:
+class SegmentUnit(ChunkUnit):
     """One chunk, with where its cases' embeddings are and which of them are held out."""
 
-    chunk: Chunk
     embed_chunks: tuple[str, ...]
     held_out: tuple[bool, ...]
     matched: tuple[tuple[tuple[str, Scalar], ...], ...] = ()
     """For each case its values of the columns that the filter matches; empty where it matches none."""
     refused: frozenset[str] = frozenset()
-    """Cases that retrieval could not serve; known once the chunk is done."""
+    """Cases that could not be served; known once the chunk is done."""
 
     @property
     def id(self) -> str:
@@ -92,7 +99,7 @@ class Masks:
     digest: str
     trained: bool
     refused: tuple[Quarantined, ...] = ()
-    """Cases that retrieval could not serve."""
+    """Cases that could not be served: by retrieval, or because the work failed on them."""
     underserved: int = 0
     """Cases with a slice that fewer than k support slices served, because patient and filter left no more."""
     fewest: int = 0
@@ -114,7 +121,7 @@ class _Query:
     held_out: bool
 
 
-@lru_cache(maxsize=1)
+@built_once(1)
 def _retrieval(job: SegmentJob) -> tuple[SupportSet, Retriever]:
     support = open_support(job.workspace, job.index)
     return support, Retriever(support, job.retrieval, job.seed, index=open_stored(job.workspace, job.index.stored))
@@ -123,49 +130,48 @@ def _retrieval(job: SegmentJob) -> tuple[SupportSet, Retriever]:
 def segment_chunk(job: SegmentJob, unit: SegmentUnit) -> ChunkReport:
     """Segment one chunk's cases; runs in a worker."""
     workspace = Workspace.open(job.workspace)
-    segmenter = _segmenter(job.segmentation, job.preset, job.workspace, job.seed, job.network)
-    voting = job.segmentation.model_copy(update={"segmenter": "label-fusion"})
-    fusion = segmenter_for(voting, job.preset, job.workspace)
-    support, _ = _retrieval(job)
+    phases = Phases()
+    with phases.computing():
+        segmenter = _segmenter(job.segmentation, job.preset, job.workspace, job.seed, job.network)
+        voting = job.segmentation.model_copy(update={"segmenter": "label-fusion"})
+        fusion = segmenter_for(voting, job.preset, job.workspace)
+        support, _ = _retrieval(job)
     arrays: dict[str, npt.NDArray[Any]] = {}
     slice_rows: list[pd.DataFrame] = []
     case_rows: list[dict[str, Any]] = []
     served = ServedCases()
-    read_s = compute_s = 0.0
-    clock = time.perf_counter()
-    for wave in _waves(job, unit, workspace, served):
-        read_s += time.perf_counter() - clock
-        clock = time.perf_counter()
-        slices = [image for query in wave for image in query.slices]
-        neighbours = [hit for query in wave for hit in query.neighbours]
-        if isinstance(segmenter, PointPromptSegmenter):
-            truths = [truth for query in wave for truth in query.case.read_labels()]
-            found = segmenter.segment(slices, truths, support.class_values, keep_logits=False)
-        else:
-            # A wave holds whole cases, and a case's slices are in order.
-            volumes = [len(query.slices) for query in wave]
-            found = segmenter.segment(slices, neighbours, support, volumes=volumes)
-        votes = fusion.segment(slices, neighbours, support)
-        offset = 0
-        for query in wave:
-            span = slice(offset, offset + len(query.slices))
-            offset = span.stop
-            case_id = query.case.case_id
-            arrays[f"{case_id}/labels"] = np.stack([result.labels for result in found[span]])
-            if query.held_out:
-                arrays[f"{case_id}/fusion"] = np.stack([result.labels for result in votes[span]])
-            evidence = _Evidence(query, found[span], votes[span])
-            slice_rows.append(evidence.provenance(support))
-            case_rows.append({"case_id": case_id, **evidence.signals(support)})
-        compute_s += time.perf_counter() - clock
-        clock = time.perf_counter()
+    for wave in _waves(job, unit, workspace, served, phases):
+        with phases.computing():
+            slices = [image for query in wave for image in query.slices]
+            neighbours = [hit for query in wave for hit in query.neighbours]
+            if isinstance(segmenter, PointPromptSegmenter):
+                truths = [truth for query in wave for truth in query.case.read_labels(*unit.rows)]
+                found = segmenter.segment(slices, truths, support.class_values, keep_logits=False)
+            else:
+                # A wave holds whole cases, and a case's slices are in order.
+                volumes = [len(query.slices) for query in wave]
+                found = segmenter.segment(slices, neighbours, support, volumes=volumes)
+            votes = fusion.segment(slices, neighbours, support)
+            offset = 0
+            for query in wave:
+                span = slice(offset, offset + len(query.slices))
+                offset = span.stop
+                case_id = query.case.case_id
+                arrays[f"{case_id}/labels"] = np.stack([result.labels for result in found[span]])
+                if query.held_out:
+                    arrays[f"{case_id}/fusion"] = np.stack([result.labels for result in votes[span]])
+                evidence = _Evidence(query, found[span], votes[span])
+                slice_rows.append(evidence.provenance(support))
+                case_rows.append({"case_id": case_id, **evidence.signals(support)})
+    if unit.probe is not None:
+        return ChunkReport(unit.id, 0)
     store = workspace.stage(STAGE, job.key)
     tables = {
         "slices": pd.concat(slice_rows, ignore_index=True) if slice_rows else pd.DataFrame(),
         "cases": pd.DataFrame(case_rows, columns=None if case_rows else ["case_id"]),
         SERVED: served.table(),
     }
-    report = finish_chunk(store, unit.id, unit.chunk.n_slices, arrays, tables, read_s=read_s, compute_s=compute_s)
+    report = finish_chunk(store, unit.id, unit.chunk.n_slices, arrays, tables, phases=phases, set_aside=unit.set_aside)
     return replace(report, quarantined=tuple(refused_cases(tables[SERVED])))
 
 
@@ -179,22 +185,34 @@ def _segmenter(
     return segmenter_for(settings, preset, workspace)
 
 
-def _waves(job: SegmentJob, unit: SegmentUnit, workspace: Workspace, served: ServedCases) -> Iterator[list[_Query]]:
+def _waves(
+    job: SegmentJob, unit: SegmentUnit, workspace: Workspace, served: ServedCases, phases: Phases
+) -> Iterator[list[_Query]]:
     """Read the chunk's cases in groups that fill the model's batches without holding the whole chunk.
 
     Says in ``served``, case by case, how many support slices serve it, or why none do.
     """
     embeddings = workspace.stage(EMBED_STAGE, job.embed_key)
     wave: list[_Query] = []
+    refusals = unit.refusals
     matched = unit.matched or ((),) * len(unit.held_out)
     for case_id, embed_chunk, held_out, values in zip(
         unit.chunk.case_ids, unit.embed_chunks, unit.held_out, matched, strict=True
     ):
+        if case_id not in unit.case_ids:
+            continue
         case = workspace.case(case_id)
-        vectors = embeddings.read_array(embed_chunk, case_id).astype(np.float32)
-        slices = case.read_slices()
+        if case_id in refusals:
+            served.refuse(case, refusals[case_id].error)
+            continue
+        with phases.reading():
+            vectors = embeddings.read_array(embed_chunk, case_id, slice(*unit.rows)).astype(np.float32)
+            slices = case.read_slices(*unit.rows)
         try:
-            query = _retrieve(job, case, slices, vectors, held_out=held_out, metadata=dict(values))
+            with phases.computing():
+                query = _retrieve(
+                    job, case, slices, vectors, first=unit.rows[0], held_out=held_out, metadata=dict(values)
+                )
         except (CaseError, TooFewSupportsError) as error:
             served.refuse(case, error)
             continue
@@ -213,11 +231,12 @@ def _retrieve(
     slices: npt.NDArray[np.float32],
     vectors: npt.NDArray[np.float32],
     *,
+    first: int,
     held_out: bool,
     metadata: dict[str, Scalar],
 ) -> _Query:
     _, retriever = _retrieval(job)
-    ids = [slice_id(case.case_id, z) for z in range(len(slices))]
+    ids = [slice_id(case.case_id, first + z) for z in range(len(slices))]
     # Only a query without a label may be served by slices of its own patient, and only where the settings say so.
     own = job.retrieval.filter.own_patient == "unlabelled" and not held_out
     patches = None
@@ -296,7 +315,7 @@ def segment(
         network: of a supervised baseline.
 
     Returns:
-        Where the masks are, and which cases were set aside because retrieval could not serve them.
+        Where the masks are, and which cases were set aside because they could not be served.
 
     Raises:
         SettingsError: a baseline was to label a case that is not held out.
@@ -346,8 +365,8 @@ def segment(
             network,
         )
         store = run.workspace.stage(STAGE, key)
-        todo = pending(store, units)
-        stage.run_chunks(partial(segment_chunk, job), todo, done=len(units) - len(todo))
+        todo = pending(store, units, again=settings.execution.retry_quarantined)
+        stage.run_chunks(partial(segment_chunk, job), todo, done=len(units) - len(todo), isolating=True)
         name = segmenter_name(settings.segmentation, settings.preset)
         stage.note = name if segmenter.trained else f"{name}, untrained"
     served = read_served(run, store, [unit.id for unit in units])

@@ -9,6 +9,7 @@ import typer
 
 from flows.options import (
     Config,
+    ExecutorName,
     Filters,
     K,
     Match,
@@ -45,7 +46,7 @@ def evaluate(
         str | None, typer.Option("--points", metavar="POSITIVE[,NEGATIVE]", help="Of sam2-points: 1, 2, 1,1 or 2,2.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the split and of random retrieval.", min=0)] = 0,
-    executor: Annotated[str, typer.Option("--executor", help="inline, local, or a scheduler's address.")] = "inline",
+    executor: ExecutorName = None,
     workspace: Annotated[
         str | None, typer.Option("--workspace", help="Keep embeddings and masks here. Default: a temporary folder.")
     ] = None,

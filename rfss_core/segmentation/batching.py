@@ -10,7 +10,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
-from rfss_core.errors import ExecutionError
+from rfss_core.errors import ShortOfMemoryError
 from rfss_core.segmentation.adapter import Traits
 
 Item = TypeVar("Item")
@@ -72,7 +72,7 @@ def run_in_batches(
         All results, in order.
 
     Raises:
-        ExecutionError: a single item does not fit.
+        ShortOfMemoryError: a single item does not fit.
     """
     results: list[Result] = []
     limit = max(1, limit)
@@ -84,7 +84,7 @@ def run_in_batches(
             if not _is_shortage(error):
                 raise
             if len(batch) == 1:
-                raise ExecutionError(
+                raise ShortOfMemoryError(
                     "one slice alone does not fit into memory; lower k, use dtype bfloat16, a smaller model, or "
                     "device cpu"
                 ) from error

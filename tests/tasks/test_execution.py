@@ -7,11 +7,10 @@ import sys
 
 import cloudpickle
 import pytest
-from dask.distributed import KilledWorker
 
-from rfss_core.errors import CaseError, ExecutionError
+from rfss_core.errors import CaseError, ExecutionError, NoDeviceError, SettingsError, WorkerDiedError
 from rfss_core.settings import ExecutionSettings
-from tasks.execution import DaskExecutor, Executor, Failure, open_executor
+from tasks.execution import Executor, Failure, open_executor
 
 # Workers cannot import test modules.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -50,24 +49,27 @@ def test_no_items_is_no_work(executor: Executor) -> None:
 
 
 def test_threads_reach_the_workers(executor: Executor) -> None:
-    counts = {count for _, count in executor.map(torch_threads, [0, 1, 2, 3])}
     cores = len(os.sched_getaffinity(0))
-    assert counts == ({cores} if executor.name == "inline" else {max(1, cores // 2)})
+    share = cores if executor.name == "inline" else max(1, cores // 2)
+    for stage, expected in (("segment", (share, share)), ("embed", (share, 1)), ("ingest", (1, 1))):
+        counts = {count for _, count in executor.map(library_threads, [0, 1, 2, 3], stage=stage)}
+        assert counts == {expected}
 
 
-def torch_threads(_: int) -> int:
+def library_threads(_: int) -> tuple[int, int]:
+    import faiss
     import torch
 
-    return torch.get_num_threads()
+    return torch.get_num_threads(), faiss.omp_get_max_threads()
 
 
 def test_a_dying_worker_is_a_failure_of_its_item_alone() -> None:
     with open_executor(ExecutionSettings(executor="local", workers=1)) as executor:
-        assert isinstance(executor, DaskExecutor)
         outcomes = dict(executor.map(die, [1, 2, 3]))
     failure = outcomes[2]
     assert isinstance(failure, Failure)
-    assert isinstance(failure.error, KilledWorker)
+    assert isinstance(failure.error, WorkerDiedError)
+    assert "ended 2 times while it ran alone" in str(failure.error)
     assert (outcomes[1], outcomes[3]) == (1, 3)
 
 

@@ -1,0 +1,125 @@
+"""What runs in a Dask worker: plain functions over items, with retries, beside the scheduler's own machinery."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+from distributed import get_worker, secede
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from rfss_core.errors import ExecutionError
+from tasks.overlap import overlapped
+from tasks.phases import before_computing
+from tasks.retry import Retry, RetryPolicy, call_with_retries, describe
+from tasks.threads import configure_threads, threads_for
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An item whose function raised something that is no result."""
+
+    error: BaseException
+    trace: str = ""
+    """The worker's traceback."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One item that was run."""
+
+    value: Any
+    """What the function returned, or a :class:`Failure`."""
+    seconds: float
+    retries: tuple[Retry, ...] = ()
+
+
+@dataclass(frozen=True)
+class Work:
+    """One function for many items, and how it is run."""
+
+    function: Callable[[Any], Any]
+    stage: str
+    cores: int | None
+    """Cores of the worker; None: as many as it has threads."""
+    policy: RetryPolicy
+
+
+class WorkPlugin(WorkerPlugin):
+    """Brings one pickled :class:`Work` to every worker once, also to those that join later.
+
+    It travels as bytes and is unpickled inside a task: what cannot be imported here would close the worker's connection
+    to the scheduler and lose the worker, without a word to the driver. So it is the item's own failure.
+    """
+
+    def __init__(self, name: str, payload: bytes) -> None:
+        self.name = name
+        self._payload = payload
+
+    def setup(self, worker: Any) -> None:  # noqa: ARG002 - Dask's signature
+        """Keep the bytes."""
+        _payloads[self.name] = self._payload
+
+    def teardown(self, worker: Any) -> None:  # noqa: ARG002
+        """Forget them and what they became."""
+        _payloads.pop(self.name, None)
+        _works.pop(self.name, None)
+
+
+_payloads: dict[str, bytes] = {}
+_works: dict[str, Work] = {}
+_lock = threading.Lock()
+
+
+def run_batch(name: str, items: Sequence[bytes]) -> list[bytes]:
+    """Run pickled items of the work of this name; return each one's pickled :class:`Ran`.
+
+    Several items come together where they are so short that the scheduler would cost more than the work.
+    """
+    cores = get_worker().state.nthreads
+    if len(items) > 1:
+        return [ran for _, ran in overlapped(lambda item: _run(name, item, cores), items)]
+    # While this one computes, the worker's thread is free for the next one's reading.
+    with before_computing(secede):
+        return [_run(name, items[0], cores)]
+
+
+def run_item(work: Work, item: Any) -> Ran:
+    """Call the function with retries; whatever it raises is the item's :class:`Failure`."""
+    retries: list[Retry] = []
+    started = time.perf_counter()
+    value: Any
+    try:
+        value = call_with_retries(lambda: work.function(item), work.policy, retries)
+    except Exception as error:  # noqa: BLE001 - one item's failure is reported, the others go on
+        value = Failure(error, traceback.format_exc())
+    return Ran(value, time.perf_counter() - started, tuple(retries))
+
+
+def _run(name: str, item: bytes, nthreads: int) -> bytes:
+    try:
+        work = _work(name)
+        configure_threads(threads_for(work.stage, work.cores or nthreads))
+        ran = run_item(work, pickle.loads(item))  # noqa: S301 - made by this very run's driver
+    except Exception as error:  # noqa: BLE001 - see run_item
+        ran = Ran(Failure(error, traceback.format_exc()), 0.0)
+    try:
+        return bytes(cloudpickle.dumps(ran))
+    except Exception as error:  # noqa: BLE001 - an unpicklable result or error is one more failure of the item
+        cause = ran.value.error if isinstance(ran.value, Failure) else error
+        return bytes(cloudpickle.dumps(Ran(Failure(ExecutionError(describe(cause))), ran.seconds, ran.retries)))
+
+
+def _work(name: str) -> Work:
+    with _lock:
+        if name not in _works:
+            if name not in _payloads:
+                raise ExecutionError(f"worker has not heard of work '{name}'; start the same command again")
+            _works[name] = pickle.loads(_payloads[name])  # noqa: S301 - made by this very run's driver
+        return _works[name]

@@ -12,8 +12,8 @@ _set = threading.local()
 class Threads:
     """Threads of one worker process."""
 
-    torch: int = 1
-    faiss: int = 1
+    compute: int = 1
+    """Of torch and FAISS, which share one OpenMP and never compute at once (:mod:`tasks.phases`)."""
     zarr: int = 1
     """Pieces of one array that are decoded or fetched side by side."""
 
@@ -21,21 +21,16 @@ class Threads:
 def threads_for(stage: str, cores: int) -> Threads:
     """Return how a stage shares out the cores of one worker.
 
-    Two libraries never compute at once in a process (:mod:`tasks.phases`), so each may have all cores; while a stage's
-    models compute, the next chunk is read with one core's worth of decoding beside them.
+    While a stage's models compute with all of them, the next chunk is read beside them by few threads; a stage without
+    models gives all to the store.
 
     Args:
         stage: name of the stage.
         cores: cores that belong to the worker.
     """
-    if stage in ("embed", "patches"):
-        return Threads(torch=cores, zarr=2)
-    if stage == "segment":
-        return Threads(torch=cores, faiss=cores, zarr=2)
-    if stage == "index":
-        return Threads(faiss=cores, zarr=max(2, cores))
-    # Ingest, publish: no models, the store alone.
-    return Threads(zarr=max(2, cores))
+    if stage in ("embed", "patches", "index", "segment"):
+        return Threads(compute=cores, zarr=2)
+    return Threads(compute=1, zarr=max(2, cores))
 
 
 def configure_threads(threads: Threads) -> None:
@@ -50,7 +45,7 @@ def configure_threads(threads: Threads) -> None:
     import torch
     import zarr
 
-    torch.set_num_threads(threads.torch)
-    faiss.omp_set_num_threads(threads.faiss)
+    torch.set_num_threads(threads.compute)
+    faiss.omp_set_num_threads(threads.compute)
     zarr.config.set({"async.concurrency": max(2, threads.zarr), "threading.max_workers": threads.zarr})
     _set.threads = threads

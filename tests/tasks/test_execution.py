@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import cloudpickle
 import pytest
+from pydantic import ValidationError
 
 from rfss_core.errors import CaseError, ExecutionError, NoDeviceError, SettingsError, WorkerDiedError
 from rfss_core.settings import ExecutionSettings
@@ -51,7 +53,7 @@ def test_no_items_is_no_work(executor: Executor) -> None:
 def test_threads_reach_the_workers(executor: Executor) -> None:
     cores = len(os.sched_getaffinity(0))
     share = cores if executor.name == "inline" else max(1, cores // 2)
-    for stage, expected in (("segment", (share, share)), ("embed", (share, 1)), ("ingest", (1, 1))):
+    for stage, expected in (("segment", (share, share)), ("ingest", (1, 1))):
         counts = {count for _, count in executor.map(library_threads, [0, 1, 2, 3], stage=stage)}
         assert counts == {expected}
 
@@ -63,14 +65,33 @@ def library_threads(_: int) -> tuple[int, int]:
     return torch.get_num_threads(), faiss.omp_get_max_threads()
 
 
-def test_a_dying_worker_is_a_failure_of_its_item_alone() -> None:
-    with open_executor(ExecutionSettings(executor="local", workers=1)) as executor:
-        outcomes = dict(executor.map(die, [1, 2, 3]))
+@pytest.fixture(scope="module")
+def one_worker():
+    with open_executor(ExecutionSettings(executor="local", workers=1, deaths=1)) as opened:
+        yield opened
+
+
+def test_a_dying_worker_is_a_failure_of_its_item_alone(one_worker: Executor) -> None:
+    noted: list[tuple[int, str]] = []
+    outcomes = dict(one_worker.map(die, [1, 2, 3], noted=lambda item, retry: noted.append((item, retry.reason))))
     failure = outcomes[2]
     assert isinstance(failure, Failure)
     assert isinstance(failure.error, WorkerDiedError)
-    assert "ended 2 times while it ran alone" in str(failure.error)
+    assert "ended 1 times while it ran alone" in str(failure.error)
     assert (outcomes[1], outcomes[3]) == (1, 3)
+    assert noted.count((2, "killed_worker")) == 2
+
+
+def test_a_function_that_workers_cannot_import_fails_its_items_and_nothing_else(one_worker: Executor) -> None:
+    [(_, outcome)] = one_worker.map(Unloadable(), [1])
+    assert isinstance(outcome, Failure)
+    assert isinstance(outcome.error, ModuleNotFoundError)
+    assert dict(one_worker.map(square, [3])) == {3: 9}
+
+
+class Unloadable:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return __import__, ("no_such_module_anywhere",)
 
 
 def test_an_address_without_a_scheduler_says_so() -> None:
@@ -81,17 +102,20 @@ def test_an_address_without_a_scheduler_says_so() -> None:
         pass
 
 
-def test_a_function_that_workers_cannot_import_fails_its_items_and_nothing_else() -> None:
-    with open_executor(ExecutionSettings(executor="local", workers=1)) as executor:
-        [(_, outcome)] = executor.map(Unloadable(), [1])
-        assert isinstance(outcome, Failure)
-        assert isinstance(outcome.error, ModuleNotFoundError)
-        assert dict(executor.map(square, [3])) == {3: 9}
+def test_transient_errors_are_tried_again_where_the_function_runs(executor: Executor, tmp_path: Path) -> None:
+    with open_executor(ExecutionSettings(backoff_s=0.01)) as opened:
+        noted: list[str] = []
+        results = dict(opened.map(flaky, [tmp_path / "a"], noted=lambda item, retry: noted.append(retry.message)))
+    assert results == {tmp_path / "a": 3}
+    assert noted == ["ConnectionError: away"] * 2
 
 
-class Unloadable:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return __import__, ("no_such_module_anywhere",)
+def flaky(path: Path) -> int:
+    attempts = int(path.read_text()) + 1 if path.exists() else 1
+    path.write_text(str(attempts))
+    if attempts < 3:
+        raise ConnectionError("away")
+    return attempts
 
 
 def test_an_existing_scheduler_is_used() -> None:
@@ -102,3 +126,80 @@ def test_an_existing_scheduler_is_used() -> None:
         open_executor(ExecutionSettings(executor=cluster.scheduler_address)) as executor,
     ):
         assert dict(executor.map(square, [1, 2])) == {1: 1, 2: 4}
+
+
+def test_a_cluster_class_starts_workers_for_work_and_lets_them_go() -> None:
+    arguments = {"n_workers": 0, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}
+    cluster = {"class": "distributed.LocalCluster", "arguments": arguments, "maximum": 2}
+    settings = ExecutionSettings.model_validate({"cluster": cluster})
+    assert settings.executor == "cluster"
+    with open_executor(settings) as executor:
+        assert dict(executor.map(square, list(range(12)))) == {value: value * value for value in range(12)}
+        assert executor.workers <= 2
+
+
+@pytest.mark.slow
+def test_job_queues_of_dask_jobqueue_serve() -> None:
+    pytest.importorskip("dask_jobqueue")
+    arguments = {"cores": 1, "memory": "1GB", "processes": 1, "interface": "lo", "log_directory": None}
+    cluster = {"class": "dask_jobqueue.local.LocalCluster", "arguments": arguments, "wait_s": 240}
+    with open_executor(ExecutionSettings.model_validate({"cluster": cluster, "workers": 1})) as executor:
+        assert dict(executor.map(square, list(range(5)))) == {value: value * value for value in range(5)}
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no_such_package.Cluster", "cannot be imported.*rfss\\[slurm\\]"),
+        ("distributed.NoSuchCluster", "cannot be imported"),
+        ("distributed.Client", "is no Dask cluster"),
+    ],
+)
+def test_a_class_that_is_no_cluster_is_refused(path: str, message: str) -> None:
+    settings = ExecutionSettings.model_validate({"cluster": {"class": path}})
+    with pytest.raises(SettingsError, match=message), open_executor(settings):
+        pass
+
+
+def test_gpu_workers_see_one_device_each() -> None:
+    # No CUDA is needed to see what each worker is given.
+    from dask.distributed import Client
+
+    from tasks.clusters import gpu_cluster
+
+    with gpu_cluster(["0", "GPU-abc"]) as cluster, Client(cluster) as client:
+        client.wait_for_workers(2)
+        seen = client.run(lambda dask_worker: (visible_devices(), dask_worker.state.nthreads))
+        resources = client.run_on_scheduler(
+            lambda dask_scheduler: [dict(worker.resources) for worker in dask_scheduler.workers.values()]
+        )
+    assert sorted(seen.values()) == [("0", 1), ("GPU-abc", 1)]
+    assert resources == [{"GPU": 1}] * 2
+
+
+def visible_devices() -> str:
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def test_without_a_gpu_the_executor_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with (
+        pytest.raises(NoDeviceError, match="torch finds none here"),
+        open_executor(ExecutionSettings(executor="gpus")),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"executor": "cluster"},
+        {"executor": "slurm"},
+        {"cluster": {"class": "no dots"}},
+        {"cluster": {"class": "a.B", "minimum": 3, "maximum": 2}},
+        {"cluster": {"class": "a.B", "minimum": 3}},
+    ],
+)
+def test_settings_that_describe_no_executor_are_refused(given: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        ExecutionSettings.model_validate(given)

@@ -28,7 +28,13 @@ CASES, SLICES = 60, 20
 def settings_for(workspace: Path, **index: object) -> LabelSettings:
     values = {"kind": "ivf-sq8", "shard_rows": 250, "tune_queries": 64, "exact_rows": 900, **index}
     return LabelSettings.model_validate(
-        {"images": "i", "labels": "l", "workspace": str(workspace), "index": values, "execution": {"workers": 2}}
+        {
+            "images": "i",
+            "labels": "l",
+            "workspace": str(workspace),
+            "index": values,
+            "execution": {"workers": 2, "attempts": 1},
+        }
     )
 
 

@@ -1,0 +1,68 @@
+"""Phases: one chunk reads while another computes; each device has one user."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+
+import pytest
+
+from rfss_core.settings import ExecutionSettings
+from tasks.execution import InlineExecutor
+from tasks.overlap import overlapped
+from tasks.phases import Phases, before_computing
+
+spans: list[tuple[str, float, float]] = []
+
+
+def chunk(number: int) -> int:
+    phases = Phases()
+    for name, phase in (("read", phases.reading), ("compute", phases.computing), ("write", phases.writing)):
+        with phase():
+            started = time.perf_counter()
+            time.sleep(0.02)
+            spans.append((name, started, time.perf_counter()))
+    assert all(seconds >= 0.02 for seconds in phases.seconds().values())
+    return number
+
+
+def test_phases_of_different_chunks_overlap_and_two_never_compute_at_once() -> None:
+    spans.clear()
+    started = time.perf_counter()
+    assert [value for _, value in InlineExecutor(ExecutionSettings()).map(chunk, list(range(10)))] == list(range(10))
+    assert time.perf_counter() - started < 0.9 * 10 * 3 * 0.02
+    for name in ("read", "compute"):
+        times = sorted((start, end) for span, start, end in spans if span == name)
+        assert all(end <= following for (_, end), (following, _) in itertools.pairwise(times))
+
+
+def test_the_next_chunk_is_let_in_once_when_this_one_computes() -> None:
+    let_in: list[int] = []
+    with before_computing(lambda: let_in.append(1)):
+        phases = Phases()
+        with phases.reading():
+            pass
+        assert not let_in
+        for _ in range(3):
+            with phases.computing():
+                assert let_in == [1]
+    with Phases().computing():
+        assert let_in == [1]
+
+
+def test_who_stops_reading_stops_the_work() -> None:
+    begun: list[int] = []
+
+    def endless(number: int) -> None:
+        begun.append(number)
+        if number:
+            while True:
+                time.sleep(0.001)
+
+    results = overlapped(endless, range(100))
+    assert next(results)[0] == 0
+    with pytest.raises(KeyboardInterrupt):
+        results.throw(KeyboardInterrupt())
+    assert len(begun) <= 4
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("rfss-chunk")]

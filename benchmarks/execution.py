@@ -35,7 +35,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.server import ensure_prefect_server
 from rfss_core.events import EventStream
 from rfss_core.settings import EmbeddingSettings, ExecutionSettings, LabelSettings
-from rfss_core.store import StageStore, Workspace
+from rfss_core.store import Workspace
 from tasks.chunks import finish_chunk, pending
 from tasks.execution import Executor, open_executor
 from tasks.models import embedder_for
@@ -107,19 +107,24 @@ def run_stage(run: Run, function: Callable[[Unit], ChunkReport], todo: list[Unit
         stage.run_chunks(function, todo, done=done)
 
 
-@flow(name="machinery", validate_parameters=False, persist_result=False)
 def machinery(workspace: str, count: int, executor: Executor) -> tuple[int, float]:
-    """Do what has no record yet; return how much that was and the seconds it took."""
+    """Do what has no record yet, as a Prefect flow; return how much that was and the seconds it took."""
+
+    @flow(name="machinery", persist_result=False)
+    def of_one_stage() -> int:
+        opened = Workspace.open(workspace)
+        settings = LabelSettings(images="none", labels="none", workspace=workspace)
+        run = Run(settings, opened, executor, EventStream([log_event, PrefectProgress()]))
+        state = RunState.begin(run)
+        run.events.subscribe(state)
+        todo = pending(opened.stage(STAGE, "0" * 16), units(count))
+        run_stage(run, partial(do_nothing, workspace), todo, count - len(todo))
+        state.end("finished")
+        return len(todo)
+
     started = time.perf_counter()
-    opened = Workspace.open(workspace)
-    run = Run(settings_for(workspace), opened, executor, EventStream([log_event, PrefectProgress()]))
-    state = RunState.begin(run)
-    run.events.subscribe(state)
-    store = StageStore(opened.files, STAGE, "0" * 16)
-    todo = pending(store, units(count))
-    run_stage(run, partial(do_nothing, workspace), todo, count - len(todo))
-    state.end("finished")
-    return len(todo), time.perf_counter() - started
+    done = of_one_stage()
+    return done, time.perf_counter() - started
 
 
 @task(persist_result=False)
@@ -142,11 +147,6 @@ def naive_flow() -> tuple[str, Callable[[str, int], int]]:
         return "ThreadPoolTaskRunner (prefect-dask is not installed)", naive
     arguments = {"n_workers": WORKERS, "threads_per_worker": 1}
     return "DaskTaskRunner", naive.with_options(task_runner=DaskTaskRunner(cluster_kwargs=arguments))
-
-
-def settings_for(workspace: str) -> LabelSettings:
-    """Return settings with nothing of interest."""
-    return LabelSettings(images="none", labels="none", workspace=workspace)
 
 
 def map_seconds(executor: Executor, function: Callable[[Unit], ChunkReport], todo: list[Unit]) -> float:

@@ -66,7 +66,7 @@ class DaskExecutor:
 
     @property
     def workers(self) -> int:
-        """Worker processes, counted once a second at most; at least 1, so that an adaptive cluster has work to grow for.
+        """Worker processes, counted once a second at most; at least 1, so that an adaptive cluster gets work.
 
         Raises:
             ExecutionError: the scheduler is gone, or all workers have been for too long.

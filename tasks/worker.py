@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 import time
@@ -109,11 +110,23 @@ def _run(name: str, item: bytes, nthreads: int) -> bytes:
         ran = run_item(work, pickle.loads(item))  # noqa: S301 - made by this very run's driver
     except Exception as error:  # noqa: BLE001 - see run_item
         ran = Ran(Failure(error, traceback.format_exc()), 0.0)
+    if isinstance(ran.value, Failure) and has_lost_device(ran.value.error):
+        # Every later call would fail in this process. Its end is seen as a death, and the item found by that.
+        os._exit(1)
     try:
         return bytes(cloudpickle.dumps(ran))
     except Exception as error:  # noqa: BLE001 - an unpicklable result or error is one more failure of the item
         cause = ran.value.error if isinstance(ran.value, Failure) else error
         return bytes(cloudpickle.dumps(Ran(Failure(ExecutionError(describe(cause))), ran.seconds, ran.retries)))
+
+
+def has_lost_device(error: BaseException) -> bool:
+    """Return whether an error leaves the process's CUDA context unusable (an illegal access, a failed assertion)."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return False
+    return type(error).__name__ == "AcceleratorError" or (
+        isinstance(error, RuntimeError) and "CUDA error" in str(error)
+    )
 
 
 def _work(name: str) -> Work:

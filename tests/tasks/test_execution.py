@@ -102,7 +102,7 @@ def test_an_address_without_a_scheduler_says_so() -> None:
         pass
 
 
-def test_transient_errors_are_tried_again_where_the_function_runs(executor: Executor, tmp_path: Path) -> None:
+def test_transient_errors_are_tried_again_where_the_function_runs(tmp_path: Path) -> None:
     with open_executor(ExecutionSettings(backoff_s=0.01)) as opened:
         noted: list[str] = []
         results = dict(opened.map(flaky, [tmp_path / "a"], noted=lambda item, retry: noted.append(retry.message)))

@@ -80,24 +80,24 @@ def test_a_case_that_cannot_be_embedded_is_set_aside_and_the_others_are_done(sta
     manifest, undisturbed = stage.run(nothing)
     vectors = stage.vectors(undisturbed)
     stage.workspace.files.remove_tree("records/embed")
-    case = stage.workspace.case("sub-04")
-    guilty = case.read_slices(2, 3)[0]
+    [culprit] = manifest.cases.loc[manifest.cases["name"] == "sub-04", "case_id"]
+    guilty = stage.workspace.case(culprit).read_slices(2, 3)[0]
 
     def fails(image: np.ndarray) -> BaseException | None:
         return RuntimeError("cannot do this one") if np.array_equal(image, guilty) else None
 
     left, embeddings = stage.run(fails)
     [refused] = embeddings.refused
-    assert embeddings.refused_ids == {"sub-04"}
+    assert embeddings.refused_ids == {culprit}
     assert (refused.name, refused.reason) == ("sub-04", "unexpected_error")
     assert refused.message == "RuntimeError: cannot do this one [slice 2 of 3, counted from 0]"
-    assert "sub-04" not in set(left.cases["case_id"])
+    assert culprit not in set(left.cases["case_id"])
     assert set(left.slices["case_id"]) == set(left.cases["case_id"])
     assert left.quarantine["name"].tolist() == ["sub-04"]
     assert [event.name for event in stage.seen if isinstance(event, CaseQuarantined)] == ["sub-04"]
     assert [event.reason for event in stage.seen if isinstance(event, ChunkRetried)] == ["isolated"]
     found = stage.vectors(embeddings)
-    assert set(found) == set(vectors) - {"sub-04"}
+    assert set(found) == set(vectors) - {culprit}
     assert all(np.array_equal(found[name], vectors[name]) for name in found)
     # A resume believes the record, unless it is asked to try again.
     again, known = stage.run(nothing)

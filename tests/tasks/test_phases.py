@@ -29,9 +29,9 @@ def chunk(number: int) -> int:
 
 def test_phases_of_different_chunks_overlap_and_two_never_compute_at_once() -> None:
     spans.clear()
-    started = time.perf_counter()
     assert [value for _, value in InlineExecutor(ExecutionSettings()).map(chunk, list(range(10)))] == list(range(10))
-    assert time.perf_counter() - started < 0.9 * 10 * 3 * 0.02
+    reads, computes = ([span[1:] for span in spans if span[0] == name] for name in ("read", "compute"))
+    assert any(read[0] < compute[1] and compute[0] < read[1] for read in reads for compute in computes)
     for name in ("read", "compute"):
         times = sorted((start, end) for span, start, end in spans if span == name)
         assert all(end <= following for (_, end), (following, _) in itertools.pairwise(times))

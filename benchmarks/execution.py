@@ -27,6 +27,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import tasks  # noqa: F401 - sets the environment's defaults before Prefect is imported
+
+# isort: split
 import cloudpickle
 import numpy as np
 from prefect import flow, task

@@ -122,14 +122,14 @@ def test_an_existing_scheduler_is_used() -> None:
     from dask.distributed import LocalCluster
 
     with (
-        LocalCluster(n_workers=1, host="127.0.0.1", dashboard_address=None, silence_logs=50) as cluster,
+        LocalCluster(n_workers=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50) as cluster,
         open_executor(ExecutionSettings(executor=cluster.scheduler_address)) as executor,
     ):
         assert dict(executor.map(square, [1, 2])) == {1: 1, 2: 4}
 
 
 def test_a_cluster_class_starts_workers_for_work_and_lets_them_go() -> None:
-    arguments = {"n_workers": 0, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}
+    arguments = {"n_workers": 0, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
     cluster = {"class": "distributed.LocalCluster", "arguments": arguments, "maximum": 2}
     settings = ExecutionSettings.model_validate({"cluster": cluster})
     assert settings.executor == "cluster"

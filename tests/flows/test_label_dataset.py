@@ -84,6 +84,7 @@ def test_the_run_and_its_data_set_are_in_mlflow(done: tuple[Path, Summary]) -> N
     run = client.get_run(str(summary.mlflow_run_id))
     assert run.data.metrics["held_out_dice.mean"] == pytest.approx(summary.held_out_dice["mean"].mean)
     assert run.data.params["k"] == "3"
+    assert run.data.metrics["throughput.segment.slices_per_second"] > 0
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert {"dataset", "report", "summary", "manifest"} <= artifacts
     [logged] = run.inputs.dataset_inputs

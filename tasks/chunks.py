@@ -123,7 +123,12 @@ def finish_chunk(
     """
     clock = phases or Phases()
     with clock.writing():
-        outputs = store.write_chunk(chunk_id, arrays, tables)
+        outputs: dict[str, str] = {}
+        if arrays or tables:
+            outputs = store.write_chunk(chunk_id, arrays, tables)
+        else:
+            # Nothing to keep but the record: no folder, and none of the syncs that one costs.
+            store.remove(chunk_id)
     names = [refusal.case_id for refusal in set_aside]
     detail = {SET_ASIDE: names} if names else None
     store.complete(chunk_id, chunk_id, outputs, seconds=clock.seconds(), detail=detail)

@@ -12,6 +12,7 @@ from rfss_core.errors import ExecutionError, PixelError
 from rfss_core.events import ChunkFailed, ChunkFinished, Event, EventStream, StageFinished, StageStarted
 from rfss_core.settings import ExecutionSettings
 from rfss_core.store import Workspace
+from tasks.chunks import finish_chunk, pending
 from tasks.execution import open_executor
 from tasks.publish import default_name
 from tasks.run import ChunkReport, Run
@@ -58,3 +59,11 @@ def test_failed_units_are_told_at_the_end_and_the_others_are_kept(tmp_path: Path
 )
 def test_a_data_set_is_named_after_the_folder_that_says_most(images: str, name: str) -> None:
     assert default_name(images) == name
+
+
+def test_a_chunk_without_outputs_leaves_its_record_alone(tmp_path: Path) -> None:
+    store = Workspace.open(tmp_path / "w").stage("nothing", "0" * 16)
+    assert finish_chunk(store, "a", 0, {}).chunk == "a"
+    assert store.trusted("a", "a") is not None
+    assert pending(store, [Unit("a"), Unit("b")]) == [Unit("b")]
+    assert not (tmp_path / "w" / "stages").exists()

@@ -109,15 +109,34 @@ def show_selection(console: Console, selection: Selection, out: Path) -> None:
 def show_status(console: Console, status: Status) -> None:
     """Print ``rfss status``."""
     table = Table(title=f"{status.workspace}: {status.state}", title_justify="left")
-    for heading in ("stage", "done", "of", "unit"):
-        table.add_column(heading, justify="right" if heading in ("done", "of") else "left")
+    for heading in ("stage", "done", "of", "failed", "unit", "rate", "left"):
+        table.add_column(heading, justify="left" if heading in ("stage", "unit") else "right")
     for stage in status.stages:
-        table.add_row(stage.name, str(stage.done), str(stage.total), stage.unit)
+        rate = "" if stage.rate is None else f"{stage.rate:.3g}/s"
+        going = status.state == "running" and not stage.finished
+        left = _duration(stage.left_s) if going and stage.left_s is not None else ""
+        counts = (str(stage.done), str(stage.total), str(stage.failed) if stage.failed else "")
+        table.add_row(stage.name, *counts, stage.unit, rate, left)
     console.print(table)
+    if status.owner is not None:
+        owner = status.owner
+        console.print(f"{owner.command}\non {owner.host}, process {owner.pid}, since {owner.since}", highlight=False)
+    if status.state in ("died", "failed", "stopped"):
+        console.print("start the same command again to go on where it stopped", highlight=False)
+    for failed in status.failures[:20]:
+        console.print(
+            f"[red]failed[/] {failed.stage} {failed.chunk} ({failed.reason}): {escape(failed.message)}", highlight=False
+        )
     for name, reason, message in status.quarantined[:20]:
-        console.print(f"[yellow]set aside[/] {name} ({reason}): {message}", highlight=False)
+        console.print(f"[yellow]set aside[/] {escape(name)} ({reason}): {escape(message)}", highlight=False)
     if len(status.quarantined) > 20:
         console.print(f"... and {len(status.quarantined) - 20} more in manifest/quarantine.parquet", highlight=False)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
 def _number(interval: IntervalPart | None, digits: int = 3) -> str:

@@ -15,9 +15,10 @@ def check_places(settings: LabelSettings) -> None:
     """Refuse unusable folders in a moment, before Prefect starts; begin the workspace, where the log will lie."""
     from rfss_core.imaging import discover
     from rfss_core.store import Workspace
+    from rfss_core.store.lease import refuse_busy
 
     discover(settings.images, settings.labels, settings.imaging)
-    Workspace.open(settings.workspace)
+    refuse_busy(Workspace.open(settings.workspace).files)
 
 
 def filter_of(filters: list[str] | None, match: list[str] | None) -> dict[str, Any]:
@@ -85,5 +86,11 @@ SegmenterOption = Annotated[
 SupportSlices = Annotated[int | None, typer.Option("--support-slices", help="Use only so many support slices.")]
 PatientPattern = Annotated[
     str | None, typer.Option("--patient-pattern", help="Regular expression that finds the patient in a file name.")
+]
+Verify = Annotated[
+    bool | None,
+    typer.Option(
+        "--verify", help="Hash again what earlier runs finished, and redo what is damaged.", show_default=False
+    ),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every chunk.")]

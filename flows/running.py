@@ -1,36 +1,55 @@
-"""A run as a context: executor, events, and a state that says how it ended."""
+"""A run as a context: lease, executor, events, and a state that says how it ended."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from flows.session import terminal_listener
-from rfss_core.errors import StoreError
+from rfss_core.errors import StoreError, WorkspaceLostError
 from rfss_core.events import EventStream
 from rfss_core.settings import LabelSettings
 from rfss_core.store import Workspace
+from rfss_core.store.lease import take
 from tasks.execution import open_executor
 from tasks.progress import PrefectProgress, log_event
 from tasks.run import Run
 from tasks.status import RunState
+from tasks.verify import verify
+
+log = logging.getLogger("rfss")
 
 
 @contextmanager
 def open_run(settings: LabelSettings) -> Iterator[Run]:
-    """Open the workspace and the executor that the settings name, and keep ``state.json`` up to date until the end.
+    """Take the workspace, open the executor that the settings name, and keep ``state.json`` up to date until the end.
 
     Args:
         settings: everything that the run depends on.
+
+    Raises:
+        WorkspaceBusyError: another run holds the workspace.
+        WorkspaceLostError: another run took the workspace, because this one gave no sign of life for too long.
     """
-    events = EventStream([terminal_listener.get() or log_event, PrefectProgress()])
     workspace = Workspace.open(settings.workspace)
-    with open_executor(settings.execution) as executor:
+    with (
+        take(workspace.files, settings.execution.lease_s, waiting=log.warning) as lease,
+        open_executor(settings.execution) as executor,
+    ):
+        # First of all listeners: whoever lost the workspace says so and does nothing else.
+        events = EventStream([lambda _: lease.check(), terminal_listener.get() or log_event, PrefectProgress()])
         run = Run(settings, workspace, executor, events)
         state = RunState.begin(run)
         events.subscribe(state)
         try:
+            if settings.execution.verify:
+                verify(run)
             yield run
+            lease.check()
+        except WorkspaceLostError:
+            # state.json is the other run's now.
+            raise
         except BaseException as error:
             # A full disk must not hide behind its own consequence.
             with suppress(StoreError):

@@ -116,6 +116,23 @@ class StoreError(RfssError, OSError):
     __str__ = Exception.__str__
 
 
+class WorkspaceBusyError(StoreError, BlockingIOError):
+    """Another run holds the workspace."""
+
+    reason = "workspace_busy"
+
+    # OSError's __str__ rearranges its arguments; ours is one sentence.
+    __str__ = Exception.__str__
+
+
+class WorkspaceLostError(StoreError, ConnectionAbortedError):
+    """Another run took the workspace from this one, which had given no sign of life."""
+
+    reason = "workspace_lost"
+
+    __str__ = Exception.__str__
+
+
 class StorageFullError(StoreError):
     """No space is left where the workspace lives."""
 

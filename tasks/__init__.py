@@ -7,6 +7,8 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
 
 # Our own log lines belong into a run's page in Prefect's UI.
 os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "rfss")
+# The lease's heartbeat and the object store's client have threads of their own, which belong to no run.
+os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 
 # A hospital's machine must not phone home because it labels images. Set before Prefect, MLflow and the hub's client
 # are imported; whoever wants their telemetry sets the variables.

@@ -85,12 +85,14 @@ def survey(store: StageStore, units: Iterable[Unit], *, again: bool = False) -> 
         units: all of them.
         again: do units again that set a case aside.
     """
+    units = list(units)
+    # By id whether a case was set aside; the records themselves, thousands of them, are not kept.
+    known = {record.chunk: was_set_aside(record) for record in store.trusted_many({unit.id: unit.id for unit in units})}
     found: Survey[Unit] = Survey([], [])
     for unit in units:
-        record = store.trusted(unit.id, unit.id)
-        if record is None or (again and was_set_aside(record)):
+        if unit.id not in known or (again and known[unit.id]):
             found.todo.append(unit)
-        elif was_set_aside(record):
+        elif known[unit.id]:
             found.set_aside.append(unit.id)
     return found
 

@@ -25,6 +25,7 @@ from rfss_core.store import Manifest, Workspace
 from tasks.isolation import WORK_FAILED, Probe, Refusal
 from tasks.phases import Phases
 from tasks.run import STAGE_TASK, ChunkReport, Run
+from tasks.sources import log_changes
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,8 @@ def ingest(run: Run, labelled_only: bool = False, needs_labels: bool = True) -> 
         refused = {entry.name for entry in quarantined}
         kept = [unit.source for unit in units if unit.source.name not in refused]
         manifest = run.workspace.write_manifest(quarantined, [source.case_id for source in kept])
+        if not labelled_only:
+            log_changes(run.workspace, manifest)
         stage.note = f"{len(kept)} cases, {len(quarantined)} set aside"
     _check(run, manifest, len(units) + len(found.quarantined), quarantined, needs_labels)
     return manifest

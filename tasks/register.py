@@ -22,6 +22,7 @@ from tasks.registry import DatasetRecord, register_dataset
 from tasks.report import write_run_report
 from tasks.run import STAGE_TASK, ChunkReport, Run
 from tasks.segment import Masks
+from tasks.sources import describe_changes, remember_sources, source_changes
 from tasks.summary import (
     SUMMARY,
     UNTRAINED,
@@ -101,6 +102,7 @@ def register(
     summary.mlflow_run_id = registration.run_id
     summary.seconds = {**run.seconds, "total": time.perf_counter() - started}
     write_summary(run.workspace, summary)
+    remember_sources(run.workspace, manifest)
     return summary
 
 
@@ -115,6 +117,7 @@ def summarise_run(
 ) -> Summary:
     """Gather what the run did into the form of ``summary.json``."""
     labelled = int(manifest.cases["labelled"].sum())
+    changes = source_changes(run.workspace, manifest)
     prediction = quality.prediction
     return Summary(
         dataset=DatasetPart(
@@ -133,6 +136,7 @@ def summarise_run(
             unlabelled=len(manifest.cases) - labelled,
             quarantined=len(manifest.quarantine),
         ),
+        sources=changes,
         slices=int(manifest.cases["n_slices"].sum()),
         chunks=len(masks.units),
         held_out_dice=_intervals(quality.summary.dice),
@@ -148,7 +152,7 @@ def summarise_run(
             "embedding": ModelPart(name=embeddings.model, digest=embeddings.digest, trained=embeddings.trained),
             "segmentation": ModelPart(name=masks.model, digest=masks.digest, trained=masks.trained),
         },
-        warnings=_warnings(manifest, embeddings, index, masks, quality),
+        warnings=[*describe_changes(changes), *_warnings(manifest, embeddings, index, masks, quality)],
         seconds=dict(run.seconds),
         mlflow_run_id=None,
         report="report/index.html",

@@ -38,6 +38,16 @@ class CasesPart(_Part):
     quarantined: int
 
 
+class SourcesPart(_Part):
+    """How the sources differ from those of the last run that ended in this workspace."""
+
+    added: int = 0
+    changed: list[str] = Field(default_factory=list)
+    """Names of cases whose image or label file changed."""
+    removed: list[str] = Field(default_factory=list)
+    """Names of cases whose image is gone."""
+
+
 class IntervalPart(_Part):
     """A mean over patients with its bootstrap interval; None where it is not defined."""
 
@@ -91,6 +101,7 @@ class Summary(_Part):
     preset: str
     k: int
     cases: CasesPart
+    sources: SourcesPart = Field(default_factory=SourcesPart)
     slices: int
     """Slices in the workspace."""
     chunks: int

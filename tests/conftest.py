@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from s3 import FlakyProxy, s3_server, use_s3
 
 import tasks  # noqa: F401 - sets the environment's defaults before Prefect is imported
 
@@ -30,3 +31,19 @@ def prefect_server() -> Iterator[str]:
 
     with prefect_test_harness(server_startup_timeout=180):
         yield str(get_current_settings().api.url)
+
+
+@pytest.fixture(scope="session")
+def _s3_proxy() -> Iterator[FlakyProxy]:
+    # One address for the whole session: clients of S3 are kept for reuse with the address that they began with.
+    with s3_server() as port, FlakyProxy(port) as proxy, pytest.MonkeyPatch.context() as patch:
+        use_s3(patch, proxy.port)
+        yield proxy
+
+
+@pytest.fixture
+def proxy(_s3_proxy: FlakyProxy) -> Iterator[FlakyProxy]:
+    """A real S3-compatible server behind a proxy that fails when told to; the environment points at it."""
+    _s3_proxy.reset()
+    yield _s3_proxy
+    _s3_proxy.reset()

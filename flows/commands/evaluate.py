@@ -16,6 +16,7 @@ from flows.options import (
     Metadata,
     PatientPattern,
     Verbose,
+    Verify,
     check_places,
     described,
     filter_of,
@@ -52,6 +53,7 @@ def evaluate(
     ] = None,
     config: Config = None,
     patient_pattern: PatientPattern = None,
+    verify: Verify = None,
     verbose: Verbose = False,
 ) -> None:
     """Measure Dice and HD95 on labelled patients that are kept out of the support set."""
@@ -66,7 +68,7 @@ def evaluate(
                 "preset": preset,
                 "k": k,
                 "seed": seed,
-                "execution": {"executor": executor},
+                "execution": {"executor": executor, "verify": verify},
                 "retrieval": {
                     "strategy": strategy,
                     "support_slices": support_slices,

@@ -24,6 +24,7 @@ from flows.options import (
     StrategyName,
     SupportSlices,
     Verbose,
+    Verify,
     WorkspaceUrl,
     check_places,
     filter_of,
@@ -51,6 +52,7 @@ def label(
     segmenter: SegmenterOption = None,
     support_slices: SupportSlices = None,
     patient_pattern: PatientPattern = None,
+    verify: Verify = None,
     verbose: Verbose = False,
 ) -> None:
     """Label the images that have no label, measure the quality on held-out patients, register the data set."""
@@ -64,7 +66,7 @@ def label(
             "held_out": held_out,
             "dataset": dataset,
             "seed": seed,
-            "execution": {"executor": executor},
+            "execution": {"executor": executor, "verify": verify},
             "quality": {"min_dice": min_dice},
             "retrieval": {
                 "strategy": strategy,

@@ -16,6 +16,7 @@ from flows.options import (
     Preset,
     Seed,
     Verbose,
+    Verify,
     check_places,
     described,
 )
@@ -45,6 +46,7 @@ def select(
     config: Config = None,
     seed: Seed = None,
     patient_pattern: PatientPattern = None,
+    verify: Verify = None,
     verbose: Verbose = False,
 ) -> None:
     """Choose the slices to label next: those that, once labelled, leave the fewest others without a similar one."""
@@ -59,7 +61,7 @@ def select(
             "workspace": workspace,
             "preset": preset,
             "seed": seed,
-            "execution": {"executor": executor},
+            "execution": {"executor": executor, "verify": verify},
             "selection": {"n": n, "objective": objective, "per_patient": per_patient},
             "imaging": {"patient_pattern": patient_pattern},
         },

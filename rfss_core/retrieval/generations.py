@@ -229,6 +229,16 @@ class Generations:
                 "restore it, or build the index again"
             )
 
+    def check(self, generation: Generation) -> None:
+        """Compare every file of a generation with its manifest, its bytes too.
+
+        Raises:
+            IndexNotFoundError: a file is missing.
+            CorruptIndexError: one is damaged.
+        """
+        for stored in _files_of(generation):
+            self.path(stored)
+
     def sweep(self, keep: int = 2) -> list[str]:
         """Remove old generations and the files that no kept one lists.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 from typing import Any
 
@@ -11,8 +10,9 @@ import torch
 import zarr
 
 from rfss_core.digest import digest_bytes
-from rfss_core.errors import StorageFullError, StoreError
+from rfss_core.errors import StoreError
 from rfss_core.segmentation.memory import Memory
+from rfss_core.store.files import Files
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 _FORMAT = 2
@@ -30,12 +30,13 @@ class ZarrMemoryStore:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        self._files = Files(self.url)
 
     def get(self, key: str) -> Memory | None:
         """Return a stored memory, or None where there is none that can be trusted."""
         path = self._path(key)
         try:
-            array: Any = zarr.open_array(path, mode="r")
+            array: Any = zarr.open_array(self._files.zarr_store(path, read_only=True), mode="r")
             if array.attrs.get("format") != _FORMAT:
                 return None
             data = np.asarray(array[:])
@@ -71,32 +72,26 @@ class ZarrMemoryStore:
             "pointer": memory.pointer.shape[0],
         }
         path = self._path(key)
-        try:
-            array = self._matching(path, attributes)
-            if array is None:
-                try:
-                    array = self._create(path, len(data), attributes, overwrite=False)
-                except ValueError:
-                    # Something is there: another writer's array of this moment, or a damaged one.
-                    array = self._matching(path, attributes) or self._create(
-                        path, len(data), attributes, overwrite=True
-                    )
-            array[:] = data
-        except (FileNotFoundError, FileExistsError):
-            # Another writer of this key replaces the array under our hands: theirs serves as well.
-            return
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageFullError(
-                    f"no space is left for memories in '{self.url}'; free some, the run goes on where it stopped"
-                ) from error
-            raise StoreError(f"memories cannot be written to '{self.url}' ({error}); check its permissions") from error
+        with self._files.writing(path):
+            try:
+                array = self._matching(path, attributes)
+                if array is None:
+                    try:
+                        array = self._create(path, len(data), attributes, overwrite=False)
+                    except ValueError:
+                        # Something is there: another writer's array of this moment, or a damaged one.
+                        array = self._matching(path, attributes) or self._create(
+                            path, len(data), attributes, overwrite=True
+                        )
+                array[:] = data
+            except (FileNotFoundError, FileExistsError):
+                # Another writer of this key replaces the array under our hands: theirs serves as well.
+                return
 
-    @staticmethod
-    def _create(path: str, length: int, attributes: dict[str, Any], *, overwrite: bool) -> Any:
+    def _create(self, path: str, length: int, attributes: dict[str, Any], *, overwrite: bool) -> Any:
         # bfloat16 noise does not compress.
         return zarr.create_array(
-            path,
+            self._files.zarr_store(path, read_only=False),
             shape=(length,),
             chunks=(length,),
             dtype="uint8",
@@ -105,16 +100,16 @@ class ZarrMemoryStore:
             overwrite=overwrite,
         )
 
-    @staticmethod
-    def _matching(path: str, attributes: dict[str, Any]) -> Any:
+    def _matching(self, path: str, attributes: dict[str, Any]) -> Any:
         # An array that another writer of the same memory began is filled, not replaced: that would be a race.
         try:
-            array: Any = zarr.open_array(path, mode="r+")
+            array: Any = zarr.open_array(self._files.zarr_store(path, read_only=False), mode="r+")
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return array if dict(array.attrs) == attributes else None
 
-    def _path(self, key: str) -> str:
+    @staticmethod
+    def _path(key: str) -> str:
         if _KEY.fullmatch(key) is None:
             raise StoreError(f"'{key}' is no address of a memory (64 hexadecimal digits)")
-        return f"{self.url}/{key[:2]}/{key}"
+        return f"{key[:2]}/{key}"

@@ -78,6 +78,17 @@ class ExecutionSettings(SettingsModel):
         0.5, ge=0, le=1, description="The run fails when more than this share of the input is unusable."
     )
 
+    verify: bool = Field(
+        False,
+        description="Hash again what earlier runs finished, and redo what is damaged. Reads the whole workspace.",
+    )
+    lease_s: float = Field(
+        30.0,
+        ge=0.5,
+        le=3600,
+        description="Seconds without a sign of life after which another run may take over this one's workspace.",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _described_cluster_is_meant(cls, given: Any) -> Any:

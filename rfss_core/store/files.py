@@ -17,20 +17,21 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import zarr
-from fsspec.core import url_to_fs
 
 from rfss_core.errors import InputError, RfssError, StorageFullError, StoreError, UnsafePathError
+from rfss_core.store.durable import PARTIAL, create_file, make_folders, sync, write_file
+from rfss_core.store.remote import connect
 
 _LOCAL_SCHEMES = ("file://", "local://")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_PARTIAL = re.compile(r".+\.[0-9a-f]{32}\.partial")
-"""Temporary files of :meth:`Files.write_bytes` and of zarr's ``LocalStore`` (``<name>.<uuid4 hex>.partial``)."""
 _SYNC_THREADS = 8
+_REQUESTS = 64
+"""Requests to an object store under way at once."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,149}")
 
 
@@ -76,11 +77,9 @@ class Files:
             return
         self.url = text.rstrip("/")
         try:
-            # A listing that another process's writes do not refresh would make resume lie.
-            self._fs, self._base = url_to_fs(self.url, use_listings_cache=False)
+            self._fs, self._base = connect(self.url)
         except (ValueError, ImportError) as error:
             raise InputError(f"workspace '{self.url}' cannot be opened: {error}") from error
-        self._base = self._base.rstrip("/")
 
     def __repr__(self) -> str:
         return f"Files({self.url!r})"
@@ -114,6 +113,11 @@ class Files:
         with self._storing("looking for", path):
             return local.exists() if local is not None else bool(self._fs.exists(self._remote(path)))
 
+    def all_exist(self, paths: Iterable[str]) -> bool:
+        """Return whether all these files and folders are there; only for a root that is a folder, and cheap."""
+        assert self.root is not None, f"'{self.url}' is no folder"
+        return all(os.path.exists(os.path.join(self.root, *_parts(path))) for path in paths)  # noqa: PTH110, PTH118
+
     def read_bytes(self, path: str) -> bytes:
         """Return a file's bytes.
 
@@ -125,21 +129,27 @@ class Files:
             return local.read_bytes() if local is not None else bytes(self._fs.cat_file(self._remote(path)))
 
     def read_many(self, paths: Iterable[str]) -> dict[str, bytes]:
-        """Return the bytes of those files that exist; object stores are asked for all of them at once."""
+        """Return the bytes of those files that exist; object stores are asked for many of them at once."""
         wanted = list(paths)
-        if self.is_local:
+        if self.root is not None:
             found = {}
+            folders: dict[PurePosixPath, Path | None] = {}
             for path in wanted:
-                local = self.local_path(path)
+                pure = PurePosixPath(path)
+                if pure.parent not in folders:
+                    folders[pure.parent] = self.local_path(str(pure.parent))
+                local = self.root.joinpath(*_parts(path))
                 with self._storing("reading", path):
-                    if local is not None and local.is_file():
+                    if local.is_symlink():
+                        self.local_path(path)
+                    if local.is_file():
                         found[path] = local.read_bytes()
             return found
         remote = {self._remote(path): path for path in wanted}
         if not remote:
             return {}
         with self._storing("reading", wanted[0]):
-            answers = self._fs.cat(list(remote), on_error="return")
+            answers = self._fs.cat(list(remote), on_error="return", batch_size=_REQUESTS)
         found = {}
         for name, value in answers.items():
             path = remote[name]
@@ -161,18 +171,41 @@ class Files:
             if local is None:
                 self._fs.pipe_file(self._remote(path), data)
                 return
-            _make_folders(local.parent)
-            partial = local.with_name(f"{local.name}.{uuid.uuid4().hex}.partial")
+            write_file(local, data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a file unless there is one, durably; of several writers at once one alone succeeds.
+
+        Object stores are asked for a conditional put (``If-None-Match: *`` on S3). A store without one is written
+        to and read back: there two writers of the same moment may both be told that they succeeded.
+
+        Args:
+            path: the file.
+            data: its bytes; writers that compete must not write the same.
+
+        Returns:
+            Whether these bytes are there now.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        local = self.local_path(path)
+        with self._storing("creating", path):
+            if local is not None:
+                return create_file(local, data)
+            remote = self._remote(path)
             try:
-                with partial.open("wb") as stream:
-                    stream.write(data)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                partial.replace(local)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
-            _sync(local.parent)
+                self._fs.pipe_file(remote, data, mode="create")
+            except FileExistsError:
+                pass
+            except (OSError, TypeError, NotImplementedError) as error:
+                if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.EINVAL):
+                    raise
+                # EINVAL is how s3fs reports the refusal of servers that do not name the condition that failed.
+                if getattr(error, "errno", errno.ENOSYS) == errno.ENOSYS and not self._fs.exists(remote):
+                    self._fs.pipe_file(remote, data)
+            # The answer to an earlier attempt may be lost: what is there decides.
+            return bytes(self._fs.cat_file(remote)) == data
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -181,7 +214,7 @@ class Files:
         Where the root is a folder, the path is on its file system, so that :meth:`adopt` is one rename.
         """
         if self.root is not None:
-            _make_folders(self.root)
+            make_folders(self.root)
         folder = self.root or Path(tempfile.gettempdir())
         partial = folder / f"scratch.{uuid.uuid4().hex}.partial"
         try:
@@ -201,10 +234,10 @@ class Files:
             if local is None:
                 self._fs.put_file(str(source), self._remote(path))
                 return
-            _make_folders(local.parent)
-            _sync(source)
+            make_folders(local.parent)
+            sync(source)
             source.replace(local)
-            _sync(local.parent)
+            sync(local.parent)
 
     def fetch(self, path: str, target: Path) -> None:
         """Copy a file to a local path outside the workspace; it is there as a whole or not at all.
@@ -246,7 +279,7 @@ class Files:
                     found = [PurePosixPath(name).name for name in self._fs.ls(self._remote(path), detail=False)]
                 except FileNotFoundError:
                     found = []
-        return sorted(name for name in found if not _PARTIAL.fullmatch(name))
+        return sorted(name for name in found if not PARTIAL.fullmatch(name))
 
     def remove(self, path: str) -> None:
         """Remove one file durably; a missing one is no error."""
@@ -255,8 +288,9 @@ class Files:
             if local is not None:
                 if local.exists():
                     local.unlink()
-                    _sync(local.parent)
-            elif self._fs.exists(self._remote(path)):
+                    sync(local.parent)
+                return
+            with suppress(FileNotFoundError):
                 self._fs.rm_file(self._remote(path))
 
     def remove_tree(self, path: str) -> None:
@@ -268,8 +302,9 @@ class Files:
             if local is not None:
                 if local.exists():
                     shutil.rmtree(local)
-                    _sync(local.parent)
-            elif self._fs.exists(self._remote(path)):
+                    sync(local.parent)
+                return
+            with suppress(FileNotFoundError):
                 self._fs.rm(self._remote(path), recursive=True)
 
     def make_folder(self, path: str) -> None:
@@ -277,7 +312,7 @@ class Files:
         local = self.local_path(path)
         if local is not None:
             with self._storing("creating", path):
-                _make_folders(local)
+                make_folders(local)
 
     def sync_tree(self, path: str) -> None:
         """Force to disk what another library wrote into a folder of :meth:`make_folder`."""
@@ -291,8 +326,8 @@ class Files:
                 files += [Path(folder, name) for name in names]
             # Side by side, so that the file system's journal commits them together.
             with ThreadPoolExecutor(min(_SYNC_THREADS, 1 + len(files))) as pool:
-                list(pool.map(_sync, files))
-                list(pool.map(_sync, folders))
+                list(pool.map(sync, files))
+                list(pool.map(sync, folders))
 
     def sweep_partials(self, *, older_than_s: float = 3600.0) -> list[str]:
         """Remove temporary files that killed writers left behind, and return their paths.
@@ -307,7 +342,7 @@ class Files:
         with self._storing("sweeping", "."):
             for folder, _, files in os.walk(self.root):
                 for name in files:
-                    if not _PARTIAL.fullmatch(name):
+                    if not PARTIAL.fullmatch(name):
                         continue
                     path = Path(folder, name)
                     status = path.lstat()
@@ -321,11 +356,8 @@ class Files:
         local = self.local_path(path)
         if local is not None:
             return zarr.storage.LocalStore(local, read_only=read_only)
-        return zarr.storage.FsspecStore.from_url(
-            f"{self.url}/{'/'.join(_parts(path))}",
-            storage_options={"use_listings_cache": False},
-            read_only=read_only,
-        )
+        fs, base = connect(self.url, asynchronous=True)
+        return zarr.storage.FsspecStore(fs, read_only=read_only, path="/".join((base, *_parts(path))))
 
     @contextmanager
     def writing(self, path: str) -> Iterator[None]:
@@ -365,21 +397,3 @@ def _parts(path: str) -> tuple[str, ...]:
     if pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path:
         raise UnsafePathError(f"path '{path}' may leave the workspace; use a relative path without '..' and '\\'")
     return pure.parts
-
-
-def _make_folders(folder: Path) -> None:
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for new in reversed(missing):
-        new.mkdir(exist_ok=True)
-        _sync(new.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

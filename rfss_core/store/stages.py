@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -131,9 +131,16 @@ class StageStore:
         """Return the record if the chunk's work can be skipped; see :meth:`Records.trusted`."""
         return self._records.trusted(chunk_id, input_digest)
 
-    def records(self) -> dict[str, Record]:
-        """Return all sound records by chunk id, after one listing."""
-        return self._records.all()
+    def trusted_many(self, inputs: Mapping[str, str]) -> Iterator[Record]:
+        """Yield the records of those chunks (chunk id -> input digest) whose work can be skipped.
+
+        Thousands of them cost little, on object stores too; see :meth:`Records.trusted_many`.
+        """
+        return self._records.trusted_many(inputs)
+
+    def records(self, chunk_ids: Iterable[str] | None = None) -> dict[str, Record]:
+        """Return the sound records by chunk id: of these chunks, or all, after one listing."""
+        return self._records.all(chunk_ids)
 
     def verify(self, chunk_id: str) -> list[str]:
         """Hash a chunk's outputs again and return the paths that are damaged or missing.
@@ -145,6 +152,10 @@ class StageStore:
         if record is None:
             raise StoreError(f"chunk '{chunk_id}' of stage '{self.name}' has no completion record; run the stage again")
         return verify_outputs(self.files, record)
+
+    def distrust(self, chunk_id: str) -> None:
+        """Remove a chunk's record alone, so that it is done again; readers may go on with its outputs until then."""
+        self._records.remove(chunk_id)
 
     def remove(self, chunk_id: str) -> None:
         """Remove a chunk's record, then its outputs, so that it is done again."""

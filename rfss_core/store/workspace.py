@@ -210,7 +210,8 @@ class Workspace:
             quarantined: inputs that never became a case.
             case_ids: the cases of this run. Default: all that were ever ingested.
         """
-        manifest = Manifest.from_records(self.ingest_records().values(), quarantined, case_ids)
+        wanted = None if case_ids is None else list(case_ids)
+        manifest = Manifest.from_records(self._ingest.all(wanted).values(), quarantined, wanted)
         manifest.write(self.files)
         return manifest
 

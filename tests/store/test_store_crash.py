@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import random
@@ -216,3 +217,33 @@ def test_a_full_disk_is_clear_and_the_rest_unharmed(small_disk: Path, make_sampl
     assert workspace.verify_case("case-000") == []
     check_trusted_is_sound(stage)
     assert not list(small_disk.rglob("*.partial"))
+
+
+def test_a_disk_that_fills_at_any_sync_is_clear_and_leaves_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Workspace.open(tmp_path).stage("segment", "k")
+    fsync = os.fsync
+    for full_after in itertools.count():
+        calls = itertools.count()
+
+        def full(handle: int, calls: Iterator[int] = calls, last: int = full_after) -> None:
+            if next(calls) >= last:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            fsync(handle)
+
+        monkeypatch.setattr(os, "fsync", full)
+        try:
+            outputs = stage.write_chunk("c", {"x": np.ones((2, 3))}, {"t": pd.DataFrame({"v": [1]})})
+            stage.complete("c", "in", outputs)
+        except StorageFullError:
+            # The last sync is that of the record's own folder: the record is there, and whole.
+            assert all(stage.verify(chunk) == [] for chunk in stage.records())
+        else:
+            break
+        finally:
+            monkeypatch.setattr(os, "fsync", fsync)
+        stage.remove("c")
+    assert full_after > 8
+    assert stage.verify("c") == []
+    assert not list(tmp_path.rglob("*.partial"))

@@ -171,6 +171,7 @@ def test_errors_of_an_object_stores_client_are_store_errors(monkeypatch: pytest.
         raise NoCredentialsError("Unable to locate credentials")
 
     files = Files("memory://refused")
-    monkeypatch.setattr(type(files._fs), "pipe_file", refuse)
+    monkeypatch.setattr(type(files._fs.inner.sync_fs), "pipe_file", refuse)
+    files = Files("memory://refused")
     with pytest.raises(StoreError, match="Unable to locate credentials; check the URL, credentials"):
         files.write_bytes("x", b"1")

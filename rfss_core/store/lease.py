@@ -21,7 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -131,8 +131,9 @@ class Lease:
             # After writing: who took over while this run slept has cleared its number away, and has a higher one.
             latest = read_lease(self._files)
             if latest is not None and latest[0] > self._number:
+                with suppress(StoreError):
+                    self._files.remove(_path(self._number))
                 self._lost = latest[1]
-                self._files.remove(_path(self._number))
             self._renewed = _now()
 
 

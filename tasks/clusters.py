@@ -73,7 +73,7 @@ def open_client(settings: ExecutionSettings, cores: int) -> Iterator[Place]:
 
 def local_cluster(workers: int) -> LocalCluster:
     """Return worker processes on this machine, each started again by its nanny when it dies."""
-    return LocalCluster(
+    cluster = LocalCluster(
         n_workers=workers,
         threads_per_worker=1,
         processes=True,
@@ -81,6 +81,9 @@ def local_cluster(workers: int) -> LocalCluster:
         dashboard_address=f"{LOOPBACK}:0",
         silence_logs=50,
     )
+    # A nanny gives up on a worker that dies while it starts. Adaptive scaling between n and n puts another one there.
+    cluster.adapt(minimum=workers, maximum=workers)
+    return cluster
 
 
 def gpu_names() -> list[str]:

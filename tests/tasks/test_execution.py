@@ -139,6 +139,7 @@ def test_a_cluster_class_starts_workers_for_work_and_lets_them_go() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # its local jobs leave their pipes to the garbage collector
 def test_job_queues_of_dask_jobqueue_serve() -> None:
     pytest.importorskip("dask_jobqueue")
     arguments = {"cores": 1, "memory": "1GB", "processes": 1, "interface": "lo", "log_directory": None}

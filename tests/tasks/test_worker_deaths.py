@@ -113,7 +113,7 @@ def test_workers_killed_at_random_change_nothing(mode: str, tmp_path: Path) -> N
         with open_executor(settings.execution) as executor:
             run = Run(settings, Workspace.open(settings.workspace), executor, EventStream([]))
             if isinstance(executor, DaskExecutor):
-                plugin = KillForAWhile(1.0, mode, until=time.time() + 20)
+                plugin = KillForAWhile(3.0, mode, until=time.time() + 30)
                 executor.client.register_plugin(plugin, name="kill")
             runs[name] = embed_all(run)
             if isinstance(executor, DaskExecutor):

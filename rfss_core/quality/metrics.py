@@ -23,10 +23,13 @@ METRICS_LIBRARY = f"MONAI {version('monai')}"
 
 Presence = Literal["both", "both_empty", "missed", "spurious"]
 
+DEFAULT_TOLERANCE = 2.0
+"""Millimetres that a surface may be off in the surface Dice."""
+
 
 @dataclass(frozen=True)
 class ClassMetric:
-    """Dice and HD95 of one class in one case."""
+    """How well one class of one case, or of one slice, was found."""
 
     value: int
     """Label value of the class, 1 to 255."""
@@ -38,6 +41,17 @@ class ClassMetric:
     """Symmetric 95th-percentile Hausdorff distance in mm: the larger of the two directed percentiles."""
     presence: Presence
     """Where the class has voxels: in both masks, in none, in the truth only (missed), in the prediction only."""
+    iou: float = math.nan
+    """Intersection over union, 0 to 1."""
+    surface_distance: float = math.nan
+    """Average symmetric surface distance in mm: the mean over the surface voxels of both masks."""
+    surface_dice: float = math.nan
+    """Share of both surfaces, by area, that lies within the tolerance of the other (Nikolov et al.,
+    arXiv:1809.04430), 0 to 1."""
+    volume_difference: float = math.nan
+    """Predicted minus true volume, ml; area in square cm where a single slice is measured in its plane."""
+    true_volume: float = math.nan
+    """The truth's own, in the same unit."""
 
 
 def case_metrics(
@@ -45,12 +59,13 @@ def case_metrics(
     truth: npt.NDArray[np.uint8],
     classes: Mapping[int, str],
     spacing: Sequence[float],
+    tolerance: float = DEFAULT_TOLERANCE,
 ) -> list[ClassMetric]:
     """Compare a predicted label map with the expert's, class by class.
 
-    Empty masks follow the convention of the BraTS challenges: both empty, Dice 1 and HD95 0; only one empty, Dice 0
-    and HD95 the physical diagonal of the volume, the largest distance that the grid allows.
-    :attr:`ClassMetric.presence` flags these cases.
+    Empty masks follow the convention of the BraTS challenges: both empty, the overlaps are 1 and the distances 0; only
+    one empty, the overlaps are 0 and the distances the physical diagonal of the volume, the largest that the grid
+    allows. :attr:`ClassMetric.presence` flags these cases.
 
     A single-slice volume is measured in its plane: in three dimensions each of its voxels would be a surface voxel.
 
@@ -59,6 +74,7 @@ def case_metrics(
         truth: the expert's label map [Z, H, W], integers.
         classes: label value to name, background excluded.
         spacing: voxel size (z, y, x) in mm.
+        tolerance: of the surface Dice, mm.
 
     Returns:
         One metric a class, in ascending order of label value.
@@ -67,6 +83,54 @@ def case_metrics(
         GeometryError: shapes differ or are not 3-D, or a spacing is missing, not finite or not above 0.
         LabelError: a label map is not of an integer type or holds a value that ``classes`` does not declare.
     """
+    size = _checked(prediction, truth, classes, spacing)
+    return [
+        _class_metric(prediction == value, truth == value, value, classes[value], size, tolerance)
+        for value in sorted(classes)
+    ]
+
+
+def slice_metrics(
+    prediction: npt.NDArray[np.uint8],
+    truth: npt.NDArray[np.uint8],
+    classes: Mapping[int, str],
+    spacing: Sequence[float],
+    tolerance: float = DEFAULT_TOLERANCE,
+) -> list[list[ClassMetric]]:
+    """Compare the slices of a case one by one, each in its plane; see :func:`case_metrics`.
+
+    Args:
+        prediction: label map [Z, H, W], integers.
+        truth: the expert's label map [Z, H, W], integers.
+        classes: label value to name, background excluded.
+        spacing: voxel size (z, y, x) in mm.
+        tolerance: of the surface Dice, mm.
+
+    Returns:
+        For each slice one metric a class.
+
+    Raises:
+        GeometryError: see :func:`case_metrics`.
+        LabelError: see :func:`case_metrics`.
+    """
+    size = _checked(prediction, truth, classes, spacing)
+    return [
+        [
+            _class_metric(
+                prediction[z : z + 1] == value, truth[z : z + 1] == value, value, classes[value], size, tolerance
+            )
+            for value in sorted(classes)
+        ]
+        for z in range(len(truth))
+    ]
+
+
+def _checked(
+    prediction: npt.NDArray[np.uint8],
+    truth: npt.NDArray[np.uint8],
+    classes: Mapping[int, str],
+    spacing: Sequence[float],
+) -> tuple[float, float, float]:
     size = check_spacing(spacing)
     if prediction.ndim != 3 or prediction.shape != truth.shape:
         raise GeometryError(
@@ -75,11 +139,7 @@ def case_metrics(
         )
     for role, labels in (("prediction", prediction), ("truth", truth)):
         check_labels(labels, classes, role)
-    diagonal = math.dist((0.0, 0.0, 0.0), [extent * step for extent, step in zip(truth.shape, size, strict=True)])
-    return [
-        _class_metric(prediction == value, truth == value, value, classes[value], size, diagonal)
-        for value in sorted(classes)
-    ]
+    return size
 
 
 def check_spacing(spacing: Sequence[float]) -> tuple[float, float, float]:
@@ -128,31 +188,53 @@ def _class_metric(
     value: int,
     name: str,
     spacing: tuple[float, float, float],
-    diagonal: float,
+    tolerance: float,
 ) -> ClassMetric:
+    flat = truth.shape[0] == 1
+    # Cubic mm in a ml; square mm in a square cm, where there is no depth.
+    unit = spacing[1] * spacing[2] / 100 if flat else math.prod(spacing) / 1000
+    true_volume = unit * int(np.count_nonzero(truth))
+    difference = unit * int(np.count_nonzero(prediction)) - true_volume
     predicted, present = bool(prediction.any()), bool(truth.any())
     if not predicted and not present:
-        return ClassMetric(value, name, 1.0, 0.0, "both_empty")
+        return ClassMetric(value, name, 1.0, 0.0, "both_empty", 1.0, 0.0, 1.0, 0.0, 0.0)
     if not (predicted and present):
-        return ClassMetric(value, name, 0.0, diagonal, "missed" if present else "spurious")
+        far = math.hypot(*(extent * step for extent, step in zip(truth.shape, spacing, strict=True)))
+        presence: Presence = "missed" if present else "spurious"
+        return ClassMetric(value, name, 0.0, far, presence, 0.0, far, 0.0, difference, true_volume)
     # torch and MONAI take seconds to import; help texts and clients of the other modules must not wait for it.
     import torch
     from monai.metrics.hausdorff_distance import compute_hausdorff_distance
     from monai.metrics.meandice import compute_dice
+    from monai.metrics.meaniou import compute_iou
+    from monai.metrics.surface_dice import compute_surface_dice
+    from monai.metrics.surface_distance import compute_average_surface_distance
 
     box = _bounding_box(prediction | truth)
-    flat = truth.shape[0] == 1
     pair = [torch.from_numpy(np.ascontiguousarray(mask[box]))[None, None] for mask in (prediction, truth)]
-    dice = compute_dice(pair[0], pair[1], include_background=True)
     if flat:
         pair = [mask[:, :, 0] for mask in pair]
+    size = spacing[1:] if flat else spacing
     with warnings.catch_warnings():
         # MONAI 1.6 passes itself an argument that it deprecated.
         warnings.filterwarnings("ignore", message=".*always_return_as_numpy.*", category=FutureWarning)
-        hd95 = compute_hausdorff_distance(
-            pair[0], pair[1], include_background=True, percentile=95, spacing=spacing[1:] if flat else spacing
+        found = ClassMetric(
+            value=value,
+            name=name,
+            dice=float(compute_dice(*pair, include_background=True)),
+            hd95=float(compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=size)),
+            presence="both",
+            iou=float(compute_iou(*pair, include_background=True)),
+            surface_distance=float(
+                compute_average_surface_distance(*pair, include_background=True, symmetric=True, spacing=size)
+            ),
+            surface_dice=float(
+                compute_surface_dice(*pair, [tolerance], include_background=True, spacing=size, use_subvoxels=True)
+            ),
+            volume_difference=difference,
+            true_volume=true_volume,
         )
-    return ClassMetric(value, name, float(dice), float(hd95), "both")
+    return found
 
 
 def _bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[slice, ...]:

@@ -10,6 +10,7 @@ from rfss_core.code import code_version
 from rfss_core.errors import SettingsError
 from rfss_core.quality import METRICS_LIBRARY, Split, split_patients
 from rfss_core.settings import SUPERVISED, LabelSettings
+from tasks.assess import assess
 from tasks.embed import embed
 from tasks.index import build_index, with_patches
 from tasks.ingest import ingest
@@ -93,7 +94,8 @@ def evaluate(
         network = train(run, index) if settings.segmentation.segmenter in SUPERVISED else None
         masks = segment(run, manifest, embeddings, index, list(index.held_out_cases), network)
         manifest = set_aside(run, manifest, masks.refused)
-        quality = measure(run, manifest, index, masks)
+        assessment = assess(run, index, masks, probes=False)
+        quality = measure(run, manifest, index, masks, assessment)
     tested = manifest.cases[manifest.cases["case_id"].isin([case_id for case_id, _, _ in masks.cases()])]
     return Evaluation(
         dice={name: jsonable(part.mean) for name, part in quality.summary.dice.items()},

@@ -13,6 +13,7 @@ from rfss_core.quality import Split, split_patients
 from rfss_core.segmentation.factory import baseline_error
 from rfss_core.settings import BASELINES, LabelSettings
 from rfss_core.store import Manifest
+from tasks.assess import assess
 from tasks.embed import embed
 from tasks.index import build_index, with_patches
 from tasks.ingest import ingest
@@ -58,7 +59,8 @@ def label_dataset(settings: LabelSettings) -> Summary:
         index = with_patches(run, index)
         masks = segment(run, manifest, embeddings, index, [*unlabelled, *index.held_out_cases])
         manifest = set_aside(run, manifest, masks.refused)
-        quality = measure(run, manifest, index, masks)
+        assessment = assess(run, index, masks)
+        quality = measure(run, manifest, index, masks, assessment)
         dataset = publish(run, manifest, embeddings, index, masks, quality)
         summary = register(run, manifest, embeddings, index, masks, quality, dataset, started)
     _show(summary, run.throughput)

@@ -1,8 +1,8 @@
-"""Stage quality: measure the held-out cases, predict the others, judge the data set."""
+"""Stage quality: summarise the held-out cases, predict the others, judge the data set."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -10,20 +10,24 @@ import pandas as pd
 from prefect import task
 
 from rfss_core.quality import (
-    CalibrationCase,
+    AcceptancePoint,
     CaseMeasurement,
     Decision,
     Gate,
+    GateEvidence,
     GateResult,
     QualityPrediction,
     QualitySummary,
-    case_metrics,
+    acceptance_curve,
     decide,
-    predict_quality,
     summarise,
 )
+from rfss_core.quality.tables import SignalTable, predict_cases, predict_classes, predict_slices
+from rfss_core.quality.voxels import VoxelPoint
 from rfss_core.store import Manifest
+from tasks.assess import Assessment, read_labels
 from tasks.index import SupportIndex
+from tasks.quality_files import write_quality
 from tasks.run import STAGE_TASK, ChunkReport, Run
 from tasks.segment import STAGE as SEGMENT_STAGE
 from tasks.segment import Masks
@@ -40,52 +44,62 @@ class QualityOutcome:
     prediction: QualityPrediction
     decisions: dict[str, Decision]
     gate: GateResult
+    by_class: dict[str, QualityPrediction] = field(default_factory=dict)
+    """The same prediction for each class alone, by the class's name."""
+    slices: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Unlabelled cases slice by slice: case_id, slice, predicted, lower, decision (see ``predict_slices``)."""
+    slice_prediction: QualityPrediction = field(default_factory=QualityPrediction)
+    """How well the Dice of slices is predicted; names no slice."""
+    acceptance: tuple[AcceptancePoint, ...] = ()
+    """Coverage against quality on the held-out cases."""
+    voxels: tuple[VoxelPoint, ...] = ()
+    """What levels of uncertainty are worth, on the held-out cases."""
 
 
 @task(name="quality", **STAGE_TASK)
-def measure(run: Run, manifest: Manifest, index: SupportIndex, masks: Masks) -> QualityOutcome:
-    """Compare the held-out cases with their labels; calibrate and apply the quality prediction; judge the data set."""
-    settings = run.settings.quality
+def measure(run: Run, manifest: Manifest, index: SupportIndex, masks: Masks, assessment: Assessment) -> QualityOutcome:
+    """Summarise the held-out cases; calibrate and apply the quality prediction; judge the data set."""
+    settings, seed = run.settings.quality, run.settings.seed
     classes = dict(index.classes)
     patients = dict(zip(manifest.cases["case_id"], manifest.cases["patient"], strict=True))
-    signals = _signals(run, masks)
     with run.stage("quality") as stage:
-        held_out = [(case_id, chunk) for case_id, chunk, is_held_out in masks.cases() if is_held_out]
-        stage.started(len(held_out), unit="held-out cases")
-        measured: list[CaseMeasurement] = []
-        fused: list[CaseMeasurement] = []
-        for case_id, chunk in held_out:
-            case = run.workspace.case(case_id)
-            truth = case.read_labels()
-            for name, into in (("labels", measured), ("fusion", fused)):
-                found = read_mask(run, masks, chunk, case_id, name)
-                metrics = tuple(case_metrics(found, truth, classes, case.spacing))
-                into.append(CaseMeasurement(case_id, patients[case_id], metrics))
-            stage.finished(ChunkReport(case_id, case.n_slices))
-        summary = summarise(measured, classes, settings, run.settings.seed)
-        fusion_summary = summarise(fused, classes, settings, run.settings.seed)
-        prediction = predict_quality(
-            [CalibrationCase(m.case, m.patient, signals[m.case], m.dice) for m in measured],
-            {case_id: signals[case_id] for case_id, _, is_held_out in masks.cases() if not is_held_out},
-            settings,
+        stage.started(1, unit="data set")
+        measured = assessment.measurements(run, patients)
+        summary = summarise(measured["labels"], classes, settings, seed)
+        new = [case_id for case_id, _, is_held_out in masks.cases() if not is_held_out]
+        table = SignalTable(assessment.signals(run), measured["labels"], new)
+        prediction = predict_cases(table, settings)
+        slice_prediction, slices = predict_slices(table, settings)
+        refused = set(manifest.quarantine["name"])
+        known = refused | set(manifest.cases["name"])
+        gate = Gate(settings).judge(
+            summary,
+            measured["labels"],
+            GateEvidence(
+                prediction,
+                len(refused) / len(known),
+                dict(zip(manifest.cases["case_id"], manifest.cases["name"], strict=True)),
+            ),
         )
-        decisions = {
-            case_id: decide(predicted, prediction.lower[case_id], settings)
-            for case_id, predicted in prediction.predicted.items()
-        }
-        gate = Gate(settings).judge(summary, measured)
+        outcome = QualityOutcome(
+            measured["labels"],
+            summary,
+            summarise(measured["fusion"], classes, settings, seed),
+            prediction,
+            {case: decide(found, prediction.lower[case], settings) for case, found in prediction.predicted.items()},
+            gate,
+            predict_classes(table, classes, settings),
+            slices,
+            slice_prediction,
+            acceptance_curve(prediction.points, settings),
+            assessment.voxels(run),
+        )
+        write_quality(run, outcome)
+        stage.finished(ChunkReport("data set", 0))
         stage.note = f"gate {'passed' if gate.passed else 'failed'}"
-    return QualityOutcome(tuple(measured), summary, fusion_summary, prediction, decisions, gate)
+    return outcome
 
 
 def read_mask(run: Run, masks: Masks, chunk: str, case_id: str, name: str) -> npt.NDArray[np.uint8]:
-    """Return a stored label map of one case, [Z, H, W]: ``labels`` or, for held-out cases, ``fusion``."""
-    stored = run.workspace.stage(SEGMENT_STAGE, masks.key).read_array(chunk, f"{case_id}/{name}")
-    return np.asarray(stored, dtype=np.uint8)
-
-
-def _signals(run: Run, masks: Masks) -> dict[str, dict[str, float]]:
-    store = run.workspace.stage(SEGMENT_STAGE, masks.key)
-    tables = [store.read_table(unit.id, "cases") for unit in masks.units]
-    rows = pd.concat(tables, ignore_index=True).set_index("case_id") if tables else pd.DataFrame()
-    return {str(case_id): {str(k): float(v) for k, v in row.items()} for case_id, row in rows.iterrows()}
+    """Return a stored map of one case, [Z, H, W]: see :func:`tasks.assess.read_labels`."""
+    return read_labels(run.workspace.stage(SEGMENT_STAGE, masks.key), chunk, case_id, name)

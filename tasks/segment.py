@@ -13,14 +13,12 @@ import pandas as pd
 from prefect import task
 
 from rfss_core.code import code_version
-from rfss_core.datasets import provenance_table
 from rfss_core.digest import digest_json
 from rfss_core.errors import CaseError, TooFewSupportsError
 from rfss_core.imaging import Quarantined
-from rfss_core.quality import SegmentedCase, case_signals
 from rfss_core.retrieval import Neighbours, Retriever, SupportSet
 from rfss_core.retrieval.metadata import filter_columns, unprefixed
-from rfss_core.segmentation import Segmentation, Segmenter
+from rfss_core.segmentation import Segmenter
 from rfss_core.segmentation.factory import baseline_error
 from rfss_core.segmentation.points import PointPromptSegmenter
 from rfss_core.settings import BASELINES, EmbeddingSettings, PresetName, RetrievalSettings, SegmentationSettings
@@ -30,6 +28,7 @@ from rfss_core.store.manifest import slice_id
 from tasks.chunks import ChunkUnit, finish_chunk, pending
 from tasks.embed import STAGE as EMBED_STAGE
 from tasks.embed import Embeddings
+from tasks.evidence import EVIDENCE, LabelledCase
 from tasks.generation import open_stored
 from tasks.index import SupportIndex, open_support
 from tasks.models import (
@@ -138,8 +137,8 @@ def segment_chunk(job: SegmentJob, unit: SegmentUnit) -> ChunkReport:
         support, _ = _retrieval(job)
     arrays: dict[str, npt.NDArray[Any]] = {}
     slice_rows: list[pd.DataFrame] = []
-    case_rows: list[dict[str, Any]] = []
-    served = ServedCases()
+    evidence_rows: list[pd.DataFrame] = []
+    served, threshold = ServedCases(), job.segmentation.object_score_threshold
     for wave in _waves(job, unit, workspace, served, phases):
         with phases.computing():
             slices = [image for query in wave for image in query.slices]
@@ -157,18 +156,16 @@ def segment_chunk(job: SegmentJob, unit: SegmentUnit) -> ChunkReport:
                 span = slice(offset, offset + len(query.slices))
                 offset = span.stop
                 case_id = query.case.case_id
-                arrays[f"{case_id}/labels"] = np.stack([result.labels for result in found[span]])
-                if query.held_out:
-                    arrays[f"{case_id}/fusion"] = np.stack([result.labels for result in votes[span]])
-                evidence = _Evidence(query, found[span], votes[span])
-                slice_rows.append(evidence.provenance(support))
-                case_rows.append({"case_id": case_id, **evidence.signals(support)})
+                case = LabelledCase(case_id, query.neighbours, found[span], votes[span], support)
+                arrays |= case.arrays(threshold, with_fusion=query.held_out)
+                slice_rows.append(case.provenance())
+                evidence_rows.append(case.evidence(threshold))
     if unit.probe is not None:
         return ChunkReport(unit.id, 0)
     store = workspace.stage(STAGE, job.key)
     tables = {
         "slices": pd.concat(slice_rows, ignore_index=True) if slice_rows else pd.DataFrame(),
-        "cases": pd.DataFrame(case_rows, columns=None if case_rows else ["case_id"]),
+        EVIDENCE: pd.concat(evidence_rows, ignore_index=True) if evidence_rows else pd.DataFrame(),
         SERVED: served.table(),
     }
     report = finish_chunk(store, unit.id, unit.chunk.n_slices, arrays, tables, phases=phases, set_aside=unit.set_aside)
@@ -254,45 +251,6 @@ def _retrieve(
         fewer=not job.index.exact_k,
     )
     return _Query(case, slices, neighbours, ids, held_out)
-
-
-class _Evidence:
-    """What the segmenter and label fusion said about one case's slices."""
-
-    def __init__(self, query: _Query, found: list[Segmentation], votes: list[Segmentation]) -> None:
-        self._query = query
-        self._labels = np.stack([result.labels for result in found])
-        self._fusion = np.stack([result.labels for result in votes])
-        self._object_score = np.stack([result.object_score for result in found])
-        self._predicted_iou = np.stack([result.predicted_iou for result in found])
-
-    def signals(self, support: SupportSet) -> dict[str, float]:
-        """Return the case's label-free quality signals."""
-        fewest = min(len(hit.distances) for hit in self._query.neighbours)
-        return case_signals(
-            SegmentedCase(
-                labels=self._labels,
-                classes=support.class_values,
-                object_score=self._object_score,
-                predicted_iou=self._predicted_iou,
-                distances=np.stack([hit.distances[:fewest] for hit in self._query.neighbours]),
-                fusion=self._fusion,
-            )
-        )
-
-    def provenance(self, support: SupportSet) -> pd.DataFrame:
-        """Return the case's provenance, one row a slice and class (invariant 6)."""
-        hits = self._query.neighbours
-        return provenance_table(
-            case_id=self._query.case.case_id,
-            classes=support.class_values,
-            support_ids=[[support.ids[index] for index in hit.indices] for hit in hits],
-            distances=[hit.distances for hit in hits],
-            labels=self._labels,
-            object_score=self._object_score,
-            predicted_iou=self._predicted_iou,
-            serving=[[np.isin(hit.indices, hit.for_class(value)) for value in support.class_values] for hit in hits],
-        )
 
 
 @task(name="segment", **STAGE_TASK)

@@ -1,9 +1,9 @@
 """Quality: split, metrics, intervals, gate, prediction, decisions, report."""
 
 from rfss_core.quality.bootstrap import Interval, bootstrap_interval
-from rfss_core.quality.decision import Decision, decide
-from rfss_core.quality.gate import Gate, GateResult
-from rfss_core.quality.metrics import METRICS_LIBRARY, ClassMetric, case_metrics
+from rfss_core.quality.decision import AcceptancePoint, Decision, acceptance_curve, decide
+from rfss_core.quality.gate import Gate, GateEvidence, GateResult
+from rfss_core.quality.metrics import METRICS_LIBRARY, ClassMetric, case_metrics, slice_metrics
 from rfss_core.quality.picture import Picture, largest_slice
 from rfss_core.quality.prediction import CalibrationCase, CalibrationPoint, QualityPrediction, predict_quality
 from rfss_core.quality.report import (
@@ -15,19 +15,26 @@ from rfss_core.quality.report import (
     typical_cases,
     write_report,
 )
-from rfss_core.quality.signals import SegmentedCase, case_signals
+from rfss_core.quality.signals import SIGNALS, CaseSignals, SegmentedCase, case_signals, signals_of
 from rfss_core.quality.split import Split, split_patients
-from rfss_core.quality.summary import CaseMeasurement, QualitySummary, summarise
+from rfss_core.quality.summary import MORE_METRICS, CaseMeasurement, QualitySummary, summarise
+from rfss_core.quality.voxels import VoxelPoint
+from rfss_core.quality.worth import SignalWorth
 
 __all__ = [
     "METRICS_LIBRARY",
+    "MORE_METRICS",
+    "SIGNALS",
+    "AcceptancePoint",
     "CalibrationCase",
     "CalibrationPoint",
     "CaseMeasurement",
+    "CaseSignals",
     "ClassMetric",
     "Comparison",
     "Decision",
     "Gate",
+    "GateEvidence",
     "GateResult",
     "Interval",
     "ModelFact",
@@ -37,7 +44,10 @@ __all__ = [
     "QuarantineRow",
     "ReportContent",
     "SegmentedCase",
+    "SignalWorth",
     "Split",
+    "VoxelPoint",
+    "acceptance_curve",
     "bootstrap_interval",
     "case_metrics",
     "case_signals",
@@ -45,6 +55,8 @@ __all__ = [
     "largest_slice",
     "predict_quality",
     "render_report",
+    "signals_of",
+    "slice_metrics",
     "split_patients",
     "summarise",
     "typical_cases",

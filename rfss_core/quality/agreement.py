@@ -22,21 +22,23 @@ from rfss_core.segmentation.segmenter import Slice, Supports
 
 @dataclass(frozen=True)
 class ProbedCase:
-    """A pseudo-labelled case that is segmented again, in part."""
+    """The slices of a pseudo-labelled case that are segmented again."""
 
+    positions: tuple[int, ...]
+    """Their places in the volume, see :func:`probed_slices`."""
     slices: Sequence[Slice]
-    """Z slices."""
-    labels: npt.NDArray[np.uint8]
-    """Pseudo-label [Z, H, W]."""
+    """Their pixels."""
+    labels: Sequence[npt.NDArray[np.uint8]]
+    """Their pseudo-labels [H, W]."""
     neighbours: Sequence[Neighbours]
-    """The support slices that served each slice."""
+    """The support slices that served each."""
 
     def __post_init__(self) -> None:
         """Refuse parts of different lengths."""
-        if not len(self.slices) == len(self.labels) == len(self.neighbours):
+        if not len(self.positions) == len(self.slices) == len(self.labels) == len(self.neighbours):
             raise InputError(
-                f"{len(self.slices)} slices, {len(self.labels)} label maps and {len(self.neighbours)} lists of "
-                "neighbours were given; a case has one of each a slice"
+                f"{len(self.positions)} positions, {len(self.slices)} slices, {len(self.labels)} label maps and "
+                f"{len(self.neighbours)} lists of neighbours were given; each slice has one of each"
             )
 
 
@@ -66,22 +68,32 @@ def probed_slices(labels: npt.NDArray[np.uint8], share: float) -> list[int]:
     return [int(shown[int((step + 0.5) * len(shown) / count)]) for step in range(count)]
 
 
-def subset_agreement(case: ProbedCase, chosen: Sequence[int], segmenter: Segmenter, support: Supports) -> Agreement:
+def subset_agreement(cases: Sequence[ProbedCase], segmenter: Segmenter, support: Supports) -> list[Agreement]:
     """Segment slices again from every second of their supports, the nearest left out, and compare.
 
     Args:
-        case: the case.
-        chosen: positions of the slices, see :func:`probed_slices`.
-        segmenter: the one that made the pseudo-label.
-        support: the support set that ``case.neighbours`` point into.
+        cases: the cases; all their slices go through the segmenter together.
+        segmenter: the one that made the pseudo-labels.
+        support: the support set that the neighbours point into.
 
     Returns:
-        Overlap of pseudo-label and second mask, of the chosen slices that had two supports at least.
+        For each case the overlap of pseudo-label and second mask, of the slices that had two supports at least.
     """
-    halves = {z: half for z in chosen if (half := every_second(case.neighbours[z])) is not None}
-    again = segmenter.segment([case.slices[z] for z in halves], list(halves.values()), support, keep_logits=False)
-    pairs = [(case.labels[z], second.labels) for z, second in zip(halves, again, strict=True)]
-    return Agreement(tuple(halves), overlap(pairs, sorted(support.classes)))
+    places = [
+        (number, row, half)
+        for number, case in enumerate(cases)
+        for row, neighbours in enumerate(case.neighbours)
+        if (half := every_second(neighbours)) is not None
+    ]
+    slices = [cases[number].slices[row] for number, row, _ in places]
+    again = segmenter.segment(slices, [half for *_, half in places], support, keep_logits=False)
+    values = sorted(support.classes)
+    found = []
+    for number, case in enumerate(cases):
+        own = [(row, second) for (of, row, _), second in zip(places, again, strict=True) if of == number]
+        pairs = [(case.labels[row], second.labels) for row, second in own]
+        found.append(Agreement(tuple(case.positions[row] for row, _ in own), overlap(pairs, values)))
+    return found
 
 
 def every_second(neighbours: Neighbours) -> Neighbours | None:

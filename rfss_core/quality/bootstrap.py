@@ -14,6 +14,9 @@ from rfss_core.errors import InputError
 LEVEL = 0.95
 """Confidence level of all intervals."""
 
+FEW_PATIENTS = 5
+"""Below so many held-out patients nothing is guaranteed."""
+
 
 @dataclass(frozen=True)
 class Interval:

@@ -218,7 +218,7 @@ def _class_metric(
     with warnings.catch_warnings():
         # MONAI 1.6 passes itself an argument that it deprecated.
         warnings.filterwarnings("ignore", message=".*always_return_as_numpy.*", category=FutureWarning)
-        found = ClassMetric(
+        return ClassMetric(
             value=value,
             name=name,
             dice=float(compute_dice(*pair, include_background=True)),
@@ -234,7 +234,6 @@ def _class_metric(
             volume_difference=difference,
             true_volume=true_volume,
         )
-    return found
 
 
 def _bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[slice, ...]:

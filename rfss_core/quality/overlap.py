@@ -1,4 +1,4 @@
-"""Dice between label maps that are both at hand: what signals compare. Reported metrics come from MONAI (metrics.py)."""
+"""Dice between pseudo-labels, which signals compare. Reported metrics come from MONAI (metrics.py)."""
 
 from __future__ import annotations
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from rfss_core.errors import InputError
-from rfss_core.quality.gate import FEW_PATIENTS
+from rfss_core.quality.bootstrap import FEW_PATIENTS
+from rfss_core.quality.conformal import Calibration
+from rfss_core.quality.regression import Floats
 from rfss_core.quality.signals import FOREGROUND
+from rfss_core.quality.worth import SignalWorth, signal_worth, spearman
 from rfss_core.settings import QualitySettings
-
-MAX_FOLDS = 20
-"""With more calibration patients than this, folds hold several patients each."""
-
-Floats = npt.NDArray[np.float64]
-Predictor = Callable[[Floats], Floats]
 
 
 @dataclass(frozen=True)
@@ -65,6 +60,8 @@ class QualityPrediction:
     """Number of calibration patients."""
     note: str = ""
     """Why there is no predictor, or what limits it; empty otherwise."""
+    worth: tuple[SignalWorth, ...] = ()
+    """What each signal contributes, the best alone first."""
 
     def to_json(self) -> dict[str, float | None]:
         """Return mae, spearman and coverage as plain JSON types."""
@@ -75,17 +72,17 @@ def predict_quality(
     calibration: Sequence[CalibrationCase],
     unlabelled: Mapping[str, Mapping[str, float]],
     settings: QualitySettings,
+    *,
+    with_worth: bool = True,
 ) -> QualityPrediction:
-    """Predict the Dice of unlabelled cases by ridge regression on signals, with a conformal lower bound.
+    """Predict the Dice of unlabelled cases from signals, with a conformal lower bound.
 
-    The regression (scikit-learn's ``RidgeCV`` on standardised signals, clipped to the range seen in calibration) is
-    cross-validated over patients: left out one by one, or in 20 folds of patients where there are more. Every error,
-    correlation and coverage reported comes from patients that the regression did not see.
+    The regression (partial least squares, one component: regression.py) is cross-validated over patients: left out one
+    by one, or in 20 folds of patients where there are more. Every error, correlation and coverage reported comes from
+    patients that the regression did not see.
 
-    The lower bound is CV+ (Barber et al., Annals of Statistics 49(1), 2021) with one-sided residuals, each patient
-    weighing the same however many cases they have (Lee, Barber, Willett, arXiv:2306.06342). It holds for patients who
-    are exchangeable with the held-out ones. At confidence c it is trivial (0) below ``c / (1 - c)`` patients, that
-    is 9 at 0.9.
+    The lower bound is CV+ over patients (conformal.py). It holds for patients who are exchangeable with the held-out
+    ones. At confidence c it is trivial (0) below ``c / (1 - c)`` patients, that is 9 at 0.9.
 
     Empty pseudo-labels get no prediction: there is no mask to judge. They are left out of the calibration too.
 
@@ -93,6 +90,7 @@ def predict_quality(
         calibration: held-out cases with their true Dice.
         unlabelled: signals of each unlabelled case, by case.
         settings: confidence of the lower bound.
+        with_worth: measure each signal's own worth too.
 
     Returns:
         The prediction; without any (all values ``None``) when there are fewer than 5 calibration patients or nothing
@@ -112,7 +110,7 @@ def predict_quality(
         return QualityPrediction(predicted=nothing, lower=dict(nothing), patients=patients, note=note)
 
     features, dice = _matrix([case.signals for case in usable], names), np.array([case.dice for case in usable])
-    calibrated = _Calibration(features, dice, [case.patient for case in usable], 1 - settings.confidence)
+    calibrated = Calibration(features, dice, [case.patient for case in usable], 1 - settings.confidence)
     judged = [name for name, signals in unlabelled.items() if _judgeable(signals)]
     predicted: dict[str, float | None] = dict.fromkeys(unlabelled)
     lower: dict[str, float | None] = dict.fromkeys(unlabelled)
@@ -128,7 +126,7 @@ def predict_quality(
     return QualityPrediction(
         mae=float(weights @ np.abs(out - dice)),
         baseline_mae=float(weights @ np.abs(calibrated.baseline - dice)),
-        spearman=_spearman(out, dice),
+        spearman=spearman(out, dice),
         coverage=float(weights @ (dice >= low)),
         predicted=predicted,
         lower=lower,
@@ -141,90 +139,8 @@ def predict_quality(
         if patients >= limit - 1e-9
         else f"{patients} calibration patients are too few for a lower bound at confidence {settings.confidence:g} "
         f"(about {limit:.0f} are needed): it is 0, so nothing is accepted unseen",
+        worth=signal_worth(names, features, dice, calibrated.folds) if with_worth else (),
     )
-
-
-class _Calibration:
-    """Regressions without each fold and each pair of folds, for CV+ and for its own cross-validation."""
-
-    def __init__(self, features: Floats, dice: Floats, patients: Sequence[str], miss: float) -> None:
-        self._miss = miss
-        unique = sorted(set(patients))
-        fold_of = {patient: index % MAX_FOLDS for index, patient in enumerate(unique)}
-        self._folds = np.array([fold_of[patient] for patient in patients])
-        counts = {patient: list(patients).count(patient) for patient in unique}
-        self.weights: Floats = np.array([1.0 / counts[patient] for patient in patients])
-        number = int(self._folds.max()) + 1
-
-        def fit(*without: int) -> Predictor:
-            kept = ~np.isin(self._folds, without)
-            return _fit(features[kept], dice[kept], self.weights[kept])
-
-        self._models = [fit(fold) for fold in range(number)]
-        self._final = fit()
-        self.cross_validated: Floats = np.empty_like(dice)
-        self.baseline: Floats = np.empty_like(dice)
-        # between[i, j]: case i predicted without the folds of i and of j.
-        between = np.full((dice.size, dice.size), np.nan)
-        for fold in range(number):
-            mine = self._folds == fold
-            self.cross_validated[mine] = self._models[fold](features[mine])
-            self.baseline[mine] = np.average(dice[~mine], weights=self.weights[~mine])
-            for other in range(fold + 1, number):
-                model = fit(fold, other)
-                theirs = self._folds == other
-                between[np.ix_(mine, theirs)] = model(features[mine])[:, None]
-                between[np.ix_(theirs, mine)] = model(features[theirs])[:, None]
-        self._residuals: Floats = self.cross_validated - dice
-        self.cross_validated_lower: Floats = np.empty_like(dice)
-        for case in range(dice.size):
-            rest = self._folds != self._folds[case]
-            candidates = between[case, rest] - (between[rest, case] - dice[rest])
-            bound = self._lower(candidates[None], self.weights[rest])
-            self.cross_validated_lower[case] = min(float(bound[0]), float(self.cross_validated[case]))
-
-    def predict(self, features: Floats) -> tuple[Floats, Floats]:
-        """Return predicted Dice [n] and its lower bound [n] of cases with features [n, F]."""
-        point = self._final(features)
-        by_fold = np.stack([model(features) for model in self._models])  # [folds, n]
-        candidates = by_fold[self._folds].T - self._residuals  # [n, calibration cases]
-        return point, np.minimum(self._lower(candidates, self.weights), point)
-
-    def _lower(self, candidates: Floats, weights: Floats) -> Floats:
-        """Return, for each row, the largest candidate with at most ``miss`` of the weight below it.
-
-        The query's patient weighs one patient, at minus infinity, which Dice bounds to 0.
-        """
-        order = np.argsort(candidates, axis=1, kind="stable")
-        ordered = np.take_along_axis(candidates, order, axis=1)
-        mass = weights[order]
-        below = (1.0 + np.cumsum(mass, axis=1) - mass) / (1.0 + weights.sum())
-        allowed = (below <= self._miss + 1e-9).sum(axis=1)
-        bound = ordered[np.arange(len(ordered)), np.maximum(allowed - 1, 0)]
-        return np.where(allowed > 0, np.clip(bound, 0.0, 1.0), 0.0)
-
-
-def _fit(features: Floats, dice: Floats, weights: Floats) -> Predictor:
-    # scikit-learn takes seconds to import; help texts must not wait for it.
-    from sklearn.linear_model import RidgeCV
-    from sklearn.preprocessing import StandardScaler
-
-    finite = [column[np.isfinite(column)] for column in features.T]
-    middle = np.array([np.median(column) if column.size else 0.0 for column in finite])
-
-    def complete(values: Floats) -> Floats:
-        return np.where(np.isfinite(values), values, middle)
-
-    filled = complete(features)
-    least, most = filled.min(axis=0), filled.max(axis=0)
-    scaler = StandardScaler().fit(filled)
-    model = RidgeCV(alphas=np.logspace(-1, 4, 11)).fit(scaler.transform(filled), dice, sample_weight=weights)
-
-    def predict(values: Floats) -> Floats:
-        scaled = scaler.transform(np.clip(complete(values), least, most))
-        return np.clip(np.asarray(model.predict(scaled), dtype=np.float64), 0.0, 1.0)
-
-    return predict
 
 
 def _judgeable(signals: Mapping[str, float]) -> bool:
@@ -256,12 +172,3 @@ def _matrix(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> Floats
     matrix = np.array([[row.get(name, np.nan) for name in names] for row in rows], dtype=np.float64)
     matrix[~np.isfinite(matrix)] = np.nan
     return matrix
-
-
-def _spearman(predicted: Floats, dice: Floats) -> float | None:
-    if np.ptp(predicted) < 1e-12 or np.ptp(dice) < 1e-12:
-        return None
-    from scipy.stats import spearmanr
-
-    result: Any = spearmanr(predicted, dice)
-    return float(result.statistic)

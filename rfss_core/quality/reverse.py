@@ -20,45 +20,52 @@ from rfss_core.segmentation import Segmenter
 from rfss_core.segmentation.segmenter import Supports, read_support
 
 
-def reverse_check(case: ProbedCase, chosen: Sequence[int], segmenter: Segmenter, support: Supports) -> Overlap:
-    """Segment labelled neighbours from pseudo-labelled slices of one case.
+def reverse_check(cases: Sequence[ProbedCase], segmenter: Segmenter, support: Supports) -> list[Overlap]:
+    """Segment labelled neighbours of each case from the case's own pseudo-labelled slices.
 
     Args:
-        case: the case.
-        chosen: positions of the slices that become the supports, see
-            :func:`rfss_core.quality.agreement.probed_slices`.
-        segmenter: the one that made the pseudo-label; one whose memories are not kept (see :func:`forgetful`).
-        support: the support set that ``case.neighbours`` point into.
+        cases: the cases; all their references go through the segmenter together.
+        segmenter: the one that made the pseudo-labels, with memories that are not kept (see :func:`forgetful`).
+        support: the support set that the neighbours point into.
 
     Returns:
-        Overlap of the expert's and the reverse mask, one row a reference slice, one column a class by rising value. As
-        many references as slices were chosen, or fewer where neighbours repeat.
+        For each case the overlap of the experts' and the reverse masks: one row a reference slice, as many as the case
+        has probed slices or fewer where neighbours repeat; one column a class by rising value.
     """
     values = sorted(support.classes)
-    references = reference_rows(case.neighbours, chosen)
-    if not references:
-        return overlap([], values)
-    reverse = SupportSet.from_arrays(
-        [case.slices[z] for z in chosen], [case.labels[z] for z in chosen], classes=dict(support.classes)
-    )
-    everyone = Neighbours(np.arange(len(chosen), dtype=np.int64), np.zeros(len(chosen), dtype=np.float32))
-    known = [read_support(support, row) for row in references]
-    found = segmenter.segment([image for image, _ in known], [everyone] * len(known), reverse, keep_logits=False)
-    return overlap([(mask, one.labels) for (_, mask), one in zip(known, found, strict=True)], values)
+    slices = [image for case in cases for image in case.slices]
+    if not slices:
+        return [overlap([], values) for _ in cases]
+    labels = [mask for case in cases for mask in case.labels]
+    reverse = SupportSet.from_arrays(slices, labels, classes=dict(support.classes))
+    known, serving, owner = [], [], []
+    first = 0
+    for number, case in enumerate(cases):
+        own = np.arange(first, first + len(case.slices), dtype=np.int64)
+        first += len(case.slices)
+        for row in reference_rows(case.neighbours):
+            known.append(read_support(support, row))
+            serving.append(Neighbours(own, np.zeros(len(own), dtype=np.float32)))
+            owner.append(number)
+    found = segmenter.segment([image for image, _ in known], serving, reverse, keep_logits=False)
+    pairs = [(mask, one.labels) for (_, mask), one in zip(known, found, strict=True)]
+    return [
+        overlap([pair for pair, of in zip(pairs, owner, strict=True) if of == number], values)
+        for number in range(len(cases))
+    ]
 
 
-def reference_rows(neighbours: Sequence[Neighbours], chosen: Sequence[int]) -> list[int]:
-    """Return as many distinct rows of the support set as slices were chosen: all nearest ones, then all second ones.
+def reference_rows(neighbours: Sequence[Neighbours]) -> list[int]:
+    """Return as many distinct rows of the support set as slices are given: all nearest ones, then all second ones.
 
     Args:
-        neighbours: of all slices of a case.
-        chosen: positions of slices.
+        neighbours: of the probed slices of a case.
     """
     rows: dict[int, None] = {}
-    for rank in range(max((len(neighbours[z]) for z in chosen), default=0)):
-        for z in chosen:
-            if rank < len(neighbours[z]) and len(rows) < len(chosen):
-                rows[int(neighbours[z].indices[rank])] = None
+    for rank in range(max((len(one) for one in neighbours), default=0)):
+        for one in neighbours:
+            if rank < len(one) and len(rows) < len(neighbours):
+                rows[int(one.indices[rank])] = None
     return list(rows)
 
 

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rfss_core.quality.bootstrap import Interval, bootstrap_interval
 from rfss_core.quality.metrics import ClassMetric
 from rfss_core.settings import QualitySettings
+
+MORE_METRICS: dict[str, tuple[float, float]] = {
+    "iou": (0.0, 1.0),
+    "surface_distance": (0.0, math.inf),
+    "surface_dice": (0.0, 1.0),
+    "volume_difference": (-math.inf, math.inf),
+}
+"""Metrics beside Dice and HD95 (fields of :class:`rfss_core.quality.metrics.ClassMetric`) with their bounds."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,8 @@ class CaseMeasurement:
     """Its patient."""
     metrics: tuple[ClassMetric, ...]
     """One metric a class."""
+    slices: tuple[tuple[ClassMetric, ...], ...] = ()
+    """The same for each slice in its plane; empty where slices were not measured."""
 
     @property
     def dice(self) -> float:
@@ -42,6 +52,8 @@ class QualitySummary:
     """Number of held-out cases."""
     patients: int
     """Number of held-out patients."""
+    more: dict[str, dict[str, Interval]] = field(default_factory=dict)
+    """The other metrics by name, see :data:`MORE_METRICS`: intervals with the keys of ``dice``."""
 
     @property
     def unmeasured(self) -> list[str]:
@@ -73,16 +85,23 @@ def summarise(
     present = {name: sum(table[name].presence in ("both", "missed") for table in tables) for name in ordered}
     measured = [name for name in ordered if present[name]]
 
-    def interval(values: list[float], bounds: tuple[float, float]) -> Interval:
-        return bootstrap_interval(values, patients if values else [], settings.bootstrap, seed, bounds)
+    def intervals(metric: str, bounds: tuple[float, float]) -> dict[str, Interval]:
+        found = {}
+        for name in [*ordered, "mean"]:
+            rows = tables if (measured if name == "mean" else name in measured) else []
+            own = measured if name == "mean" else [name]
+            values = [math.fsum(getattr(table[one], metric) for one in own) / len(own) for table in rows]
+            owners = patients if rows else []
+            found[name] = bootstrap_interval(values, owners, settings.bootstrap, seed, bounds)
+        return found
 
-    dice, hd95 = {}, {}
-    for name in ordered:
-        rows = tables if name in measured else []
-        dice[name] = interval([table[name].dice for table in rows], (0.0, 1.0))
-        hd95[name] = interval([table[name].hd95 for table in rows], (0.0, math.inf))
-    rows = tables if measured else []
-    count = max(len(measured), 1)
-    dice["mean"] = interval([math.fsum(t[name].dice for name in measured) / count for t in rows], (0.0, 1.0))
-    hd95["mean"] = interval([math.fsum(t[name].hd95 for name in measured) / count for t in rows], (0.0, math.inf))
-    return QualitySummary(dice, hd95, present, len(measurements), len(set(patients)))
+    # Measurements of an older kind carry Dice and HD95 alone.
+    whole = all(math.isfinite(metric.iou) for measurement in measurements for metric in measurement.metrics)
+    return QualitySummary(
+        intervals("dice", (0.0, 1.0)),
+        intervals("hd95", (0.0, math.inf)),
+        present,
+        len(measurements),
+        len(set(patients)),
+        {metric: intervals(metric, bounds) for metric, bounds in MORE_METRICS.items()} if whole else {},
+    )

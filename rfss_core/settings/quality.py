@@ -21,6 +21,31 @@ class QualitySettings(SettingsModel):
     )
     reject_dice: float = Field(0.5, ge=0, le=1, description="A case whose predicted Dice is below this is rejected.")
     confidence: float = Field(0.9, gt=0.5, lt=1, description="Confidence of the lower bound on predicted Dice.")
+    min_class_dice: float = Field(
+        0.0, ge=0, le=1, description="The gate, for every class: least mean Dice of a class. 0: not judged."
+    )
+    min_dice_low: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="The gate, for the interval: least lower end of the mean Dice's 95 % interval. 0: not judged.",
+    )
+    max_quarantined: float = Field(
+        0.5, ge=0, le=1, description="The gate: largest share of the cases that may have been set aside as unusable."
+    )
+    surface_tolerance: float = Field(
+        2.0, ge=0, description="Millimetres that a surface may be off and still count in the surface Dice."
+    )
+    slice_metrics: bool = Field(
+        True, description="Measure held-out cases slice by slice too, which takes a few times longer than by volume."
+    )
+    probe_share: float = Field(
+        0.15,
+        ge=0,
+        le=1,
+        description="Share of a case's slices that are segmented again to judge the case: from fewer supports, and the "
+        "other way round as supports of labelled slices. 0: judge without.",
+    )
     bootstrap: int = Field(2000, ge=100, description="Bootstrap resamples over patients.")
 
     @model_validator(mode="after")

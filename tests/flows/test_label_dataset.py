@@ -47,7 +47,17 @@ def test_summary_counts_everything_once(done: tuple[Path, Summary]) -> None:
     assert all(part.n == 6 for part in summary.held_out_dice.values())
     assert sum(summary.decisions.model_dump().values()) == 4
     assert summary.seconds["total"] >= sum(value for stage, value in summary.seconds.items() if stage != "total")
-    assert set(summary.seconds) == {"ingest", "embed", "index", "segment", "quality", "publish", "register", "total"}
+    assert set(summary.seconds) == {
+        "ingest",
+        "embed",
+        "index",
+        "segment",
+        "assess",
+        "quality",
+        "publish",
+        "register",
+        "total",
+    }
     assert read_summary(str(workspace)) == summary
     assert (workspace / summary.report).is_file()
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,20 +15,19 @@ from rfss_core.code import code_version
 from rfss_core.datasets import DatasetEntry, DatasetManifest, write_dataset
 from rfss_core.digest import digest_bytes, digest_json
 from rfss_core.errors import TooFewSupportsError
-from rfss_core.imaging import SourceGrid, write_label
 from rfss_core.store import Manifest, Workspace
 from rfss_core.store.files import Files
 from tasks.chunks import finish_chunk, pending
 from tasks.embed import Embeddings
-from tasks.export import LATEST
 from tasks.index import SupportIndex
+from tasks.label_files import LATEST, PUBLISH_STAGE, encoded
 from tasks.phases import Phases
 from tasks.quality import QualityOutcome
 from tasks.run import STAGE_TASK, ChunkReport, Run
 from tasks.segment import STAGE as SEGMENT_STAGE
 from tasks.segment import Masks, SegmentUnit
 
-STAGE = "publish"
+STAGE = PUBLISH_STAGE
 CURRENT = "pseudo_labels"
 
 
@@ -77,19 +74,12 @@ def publish_chunk(job: PublishJob, unit: SegmentUnit) -> ChunkReport:
             labels = np.asarray(masks.read_array(unit.id, f"{case_id}/labels"), dtype=np.uint8)
         with phases.writing():
             path = f"{case.name}{case.grid.suffix}"
-            data = _encoded(labels, case.grid)
+            data = encoded(labels, case.grid)
             workspace.files.write_bytes(f"{job.folder}/{path}", data)
         rows.append({"case": case_id, "path": path, "sha256": digest_bytes(data), "slices": case.n_slices})
     table = pd.DataFrame(rows, columns=["case", "path", "sha256", "slices"])
     store = workspace.stage(STAGE, job.key)
     return finish_chunk(store, unit.id, int(table["slices"].sum()), {}, {"files": table}, phases=phases)
-
-
-def _encoded(labels: np.ndarray, grid: SourceGrid) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="rfss-") as folder:
-        path = Path(folder) / f"labels{grid.suffix}"
-        write_label(labels, grid, path)
-        return path.read_bytes()
 
 
 @task(name="publish", **STAGE_TASK)
@@ -136,6 +126,7 @@ def publish(
             for row in written.to_dict(orient="records")
         ]
         meta = {"fingerprint": mark, "preset": settings.preset, "settings": settings.scientific(), "k": index.k}
+        meta["masks"] = masks.key
         dataset = write_dataset(f"{run.workspace.url}/{folder}", name, entries, dict(index.classes), meta)
         _make_current(files, folder, [entry.label_path for entry in dataset.entries])
         files.write_bytes(LATEST, f"{folder}\n".encode())

@@ -55,6 +55,12 @@ class QualityOutcome:
     voxels: tuple[VoxelPoint, ...] = ()
     """What levels of uncertainty are worth, on the held-out cases."""
 
+    @property
+    def slice_counts(self) -> dict[str, int]:
+        """Number of unlabelled cases' slices by decision."""
+        counts = self.slices["decision"].value_counts() if len(self.slices) else {}
+        return {name: int(counts.get(name, 0)) for name in ("accept", "review", "reject")}
+
 
 @task(name="quality", **STAGE_TASK)
 def measure(run: Run, manifest: Manifest, index: SupportIndex, masks: Masks, assessment: Assessment) -> QualityOutcome:

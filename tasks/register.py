@@ -15,9 +15,10 @@ from rfss_core.errors import TooFewSupportsError
 from rfss_core.quality import METRICS_LIBRARY
 from rfss_core.store import Manifest
 from tasks.embed import Embeddings
-from tasks.export import LATEST
 from tasks.index import SupportIndex
+from tasks.label_files import LATEST
 from tasks.quality import QualityOutcome
+from tasks.quality_files import FOLDER as QUALITY
 from tasks.registry import DatasetRecord, register_dataset
 from tasks.report import write_run_report
 from tasks.run import STAGE_TASK, ChunkReport, Run
@@ -33,6 +34,7 @@ from tasks.summary import (
     IntervalPart,
     ModelPart,
     QualityPredictionPart,
+    SignalPart,
     Summary,
     jsonable,
     write_summary,
@@ -87,6 +89,7 @@ def register(
                     "report": ["report/index.html"],
                     "report/overlays": [f"report/overlays/{name}" for name in files.names("report/overlays")],
                     "summary": [SUMMARY],
+                    "quality": [f"{QUALITY}/{name}" for name in files.names(QUALITY)],
                 },
                 profile={
                     "cases": len(dataset.entries),
@@ -141,12 +144,15 @@ def summarise_run(
         chunks=len(masks.units),
         held_out_dice=_intervals(quality.summary.dice),
         held_out_hd95=_intervals(quality.summary.hd95),
+        held_out_metrics={name: _intervals(parts) for name, parts in quality.summary.more.items()},
         label_fusion_dice=_intervals(quality.fusion_summary.dice),
         index=_index_part(index),
         decisions=DecisionsPart(**dataset.decisions),
         quality_prediction=QualityPredictionPart(
             mae=jsonable(prediction.mae), spearman=jsonable(prediction.spearman), coverage=jsonable(prediction.coverage)
         ),
+        slice_decisions=DecisionsPart(**quality.slice_counts),
+        signals=[SignalPart(**row.to_json()) for row in quality.prediction.worth],
         gate=[*quality.gate.reasons, *quality.gate.advice],
         models={
             "embedding": ModelPart(name=embeddings.model, digest=embeddings.digest, trained=embeddings.trained),

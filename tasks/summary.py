@@ -85,6 +85,18 @@ class QualityPredictionPart(_Part):
     coverage: float | None
 
 
+class SignalPart(_Part):
+    """A quality signal's own worth, by cross-validation over the held-out patients."""
+
+    name: str
+    cases: int
+    correlation: float | None
+    mae_alone: float
+    spearman_alone: float | None
+    mae_without: float | None
+    spearman_without: float | None
+
+
 class ModelPart(_Part):
     """A model that took part."""
 
@@ -110,11 +122,17 @@ class Summary(_Part):
     """Per class and ``mean``."""
     held_out_hd95: dict[str, IntervalPart]
     """Per class and ``mean``, in mm."""
+    held_out_metrics: dict[str, dict[str, IntervalPart]] = Field(default_factory=dict)
+    """IoU, average surface distance (mm), surface Dice, volume difference (ml): per class and ``mean``."""
     label_fusion_dice: dict[str, IntervalPart]
     """The same cases labelled by majority vote of the retrieved masks: the floor."""
     index: IndexPart = Field(default_factory=IndexPart)
     decisions: DecisionsPart
     quality_prediction: QualityPredictionPart
+    slice_decisions: DecisionsPart = Field(default_factory=DecisionsPart)
+    """Slices of the unlabelled cases; those with an empty pseudo-label are not counted."""
+    signals: list[SignalPart] = Field(default_factory=list)
+    """What each quality signal is worth on the held-out cases, the best alone first."""
     gate: list[str] = Field(default_factory=list)
     """Why the gate failed, or remarks on a gate that passed."""
     models: dict[str, ModelPart]

@@ -4,19 +4,52 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rfss_core.datasets.manifest import DatasetManifest, dataset_table, read_dataset, write_dataset
+from rfss_core.datasets.manifest import DatasetEntry, DatasetManifest, dataset_table, read_dataset, write_dataset
+from rfss_core.digest import digest_bytes
 from rfss_core.errors import InputError
 from rfss_core.quality.decision import Decision
 from rfss_core.store.files import Files
 
+IGNORE = "ignore"
+"""Name of the class of voxels that a training must not learn from."""
+
+
+@dataclass(frozen=True)
+class LabelEdit:
+    """Another content for the exported label files."""
+
+    encode: Callable[[DatasetEntry], bytes]
+    """Returns the file of an entry."""
+    classes: Mapping[int, str] = field(default_factory=dict)
+    """Label values that the edit adds, with their names."""
+
+
+def ignore_value(classes: Mapping[int, str]) -> int:
+    """Return the label value of :data:`IGNORE`: the one above all others, where nnU-Net wants it.
+
+    Args:
+        classes: label value to name.
+
+    Raises:
+        InputError: there is no value left.
+    """
+    value = max(classes, default=0) + 1
+    if value > 255:
+        raise InputError("classes reach up to 255, so no value is left for ignored voxels; export without --ignore")
+    return value
+
 
 def export_nifti(
-    source: str | Path, target: str | Path, decisions: Sequence[Decision] = ("accept", "review")
+    source: str | Path,
+    target: str | Path,
+    decisions: Sequence[Decision] = ("accept", "review"),
+    edit: LabelEdit | None = None,
 ) -> DatasetManifest:
-    """Copy a data set's pseudo-labels to a plain tree, byte for byte, under their sources' own names.
+    """Copy a data set's pseudo-labels to a plain tree, byte for byte or edited, under their sources' own names.
 
     The tree pairs with the images by name, as ``rfss label --labels`` expects it. Labels of raster images stay PNG
     files: as NIfTI they would no longer pair with their images. ``manifest.json``, ``manifest.parquet`` and
@@ -26,6 +59,7 @@ def export_nifti(
         source: folder or URL of the data set.
         target: folder or URL to fill; it must not hold a data set yet.
         decisions: which cases to export; rejected ones are left out unless asked for.
+        edit: what to write instead of the label files, for example with uncertain voxels ignored.
 
     Returns:
         The manifest of what was exported, with ``exported_from`` (the source's digest) in its ``meta``.
@@ -40,11 +74,14 @@ def export_nifti(
     into, origin = Files(target), Files(source)
     if into.exists("manifest.json"):
         raise InputError(f"'{into.url}' already holds a data set; export to another folder")
+    written = []
     for entry in chosen:
-        into.write_bytes(entry.label_path, origin.read_bytes(entry.label_path))
-    exported = write_dataset(
-        target, manifest.name, chosen, manifest.classes, {**manifest.meta, "exported_from": manifest.digest}
-    )
+        data = edit.encode(entry) if edit is not None else origin.read_bytes(entry.label_path)
+        into.write_bytes(entry.label_path, data)
+        written.append(entry if edit is None else replace(entry, sha256=digest_bytes(data)))
+    classes = {**manifest.classes, **(edit.classes if edit is not None else {})}
+    meta = {**manifest.meta, "exported_from": manifest.digest}
+    exported = write_dataset(target, manifest.name, written, classes, meta)
     text = io.StringIO(newline="")
     table = dataset_table(exported)
     rows = csv.writer(text)

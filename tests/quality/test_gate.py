@@ -4,7 +4,16 @@ from collections.abc import Sequence
 
 import pytest
 
-from rfss_core.quality import CaseMeasurement, ClassMetric, Gate, GateResult, QualitySummary, summarise
+from rfss_core.quality import (
+    CaseMeasurement,
+    ClassMetric,
+    Gate,
+    GateEvidence,
+    GateResult,
+    QualityPrediction,
+    QualitySummary,
+    summarise,
+)
 from rfss_core.quality.metrics import Presence
 from rfss_core.settings import QualitySettings
 
@@ -82,3 +91,31 @@ def test_an_uncertain_pass_says_so() -> None:
     _, verdict = judge([case(number, score, score) for number, score in enumerate([0.6, 0.7, 0.8, 0.85, 0.9, 0.95])])
     assert verdict.passed
     assert any("not certain" in reason for reason in verdict.reasons)
+
+
+def test_every_condition_fails_the_gate_alone() -> None:
+    cases = [case(number, 0.75, 0.85 + 0.01 * (number % 3)) for number in range(12)]
+    held = QualityPrediction(coverage=0.85, patients=12, predicted={"a": 0.4, "b": 0.9})
+    for change, evidence, reason in [
+        ({}, None, ""),
+        ({}, GateEvidence(held, 0.4), ""),
+        ({"min_dice": 0.9}, None, "is below 0.9"),
+        ({"min_dice_low": 0.84}, None, "min_dice_low 0.84"),
+        ({"min_class_dice": 0.8}, None, "mean Dice of class RV 0.750 is below min_class_dice 0.8"),
+        ({}, GateEvidence(held, 0.6), "60% of the cases were set aside"),
+        ({}, GateEvidence(QualityPrediction(coverage=0.5, patients=12)), "hold for 50% of the held-out patients"),
+    ]:
+        settings = SETTINGS.model_copy(update=change)
+        verdict = Gate(settings).judge(summarise(cases, CLASSES, settings, 0), cases, evidence)
+        assert verdict.passed == (reason == "")
+        assert reason in verdict.reasons[0]
+
+
+def test_a_failed_gate_says_what_to_label_next() -> None:
+    cases = [case(number, 0.5, 0.9) for number in range(6)]
+    found = QualityPrediction(predicted={"a": 0.7, "b": 0.4, "c": None}, patients=6)
+    evidence = GateEvidence(found, names={"b": "sub-07"})
+    verdict = Gate(SETTINGS).judge(summarise(cases, CLASSES, SETTINGS, 0), cases, evidence)
+    assert not verdict.passed
+    assert "Weakest class: RV" in verdict.advice[0]
+    assert "Label next, by predicted Dice: sub-07 (0.40), a (0.70)." in verdict.advice

@@ -52,6 +52,7 @@ def fit(features: Floats, dice: Floats, weights: Floats) -> Predictor:
 
     def predict(values: Floats) -> Floats:
         standardised = (np.clip(complete(values), least, most) - centre) / scale
-        return np.clip(level + slope * (standardised @ loading), 0.0, 1.0)
+        found: Floats = np.clip(level + slope * (standardised @ loading), 0.0, 1.0)
+        return found
 
     return predict

@@ -211,9 +211,9 @@ def _class_metric(
     from monai.metrics.surface_distance import compute_average_surface_distance
 
     box = _bounding_box(prediction | truth)
-    pair = [torch.from_numpy(np.ascontiguousarray(mask[box]))[None, None] for mask in (prediction, truth)]
+    found, expert = (torch.from_numpy(np.ascontiguousarray(mask[box]))[None, None] for mask in (prediction, truth))
     if flat:
-        pair = [mask[:, :, 0] for mask in pair]
+        found, expert = found[:, :, 0], expert[:, :, 0]
     size = spacing[1:] if flat else spacing
     with warnings.catch_warnings():
         # MONAI 1.6 passes itself an argument that it deprecated.
@@ -221,15 +221,17 @@ def _class_metric(
         return ClassMetric(
             value=value,
             name=name,
-            dice=float(compute_dice(*pair, include_background=True)),
-            hd95=float(compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=size)),
+            dice=float(compute_dice(found, expert, include_background=True)),
+            hd95=float(compute_hausdorff_distance(found, expert, include_background=True, percentile=95, spacing=size)),
             presence="both",
-            iou=float(compute_iou(*pair, include_background=True)),
+            iou=float(compute_iou(found, expert, include_background=True)),
             surface_distance=float(
-                compute_average_surface_distance(*pair, include_background=True, symmetric=True, spacing=size)
+                compute_average_surface_distance(found, expert, include_background=True, symmetric=True, spacing=size)
             ),
             surface_dice=float(
-                compute_surface_dice(*pair, [tolerance], include_background=True, spacing=size, use_subvoxels=True)
+                compute_surface_dice(
+                    found, expert, [tolerance], include_background=True, spacing=size, use_subvoxels=True
+                )
             ),
             volume_difference=difference,
             true_volume=true_volume,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -152,5 +153,5 @@ def _calibration_slices(table: SignalTable) -> list[CalibrationCase]:
     return chosen
 
 
-def _signals(row: Mapping[str, float]) -> dict[str, float]:
+def _signals(row: Mapping[Hashable, Any]) -> dict[str, float]:
     return {name: float(row[name]) for name in SIGNALS if name in row}

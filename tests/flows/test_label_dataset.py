@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from flows.label_dataset import label_dataset
 from rfss_core.datasets import read_dataset
 from rfss_core.errors import GateError, InputError, SettingsError, TooManyQuarantinedError
 from rfss_core.store import Workspace
+from tasks.export import export_dataset
 from tasks.status import read_status
 from tasks.summary import Summary, read_summary
 
@@ -60,6 +62,36 @@ def test_summary_counts_everything_once(done: tuple[Path, Summary]) -> None:
     }
     assert read_summary(str(workspace)) == summary
     assert (workspace / summary.report).is_file()
+
+
+def test_quality_is_on_record_and_uncertain_voxels_can_be_ignored(done: tuple[Path, Summary], tmp_path: Path) -> None:
+    workspace, summary = done
+    folder = workspace / "quality"
+    cases, slices, held_out = (pd.read_parquet(folder / f"{name}.parquet") for name in ("cases", "slices", "held_out"))
+    assert cases["decision"].value_counts().sum() == 4
+    assert {"1.predicted", "2.lower"} <= set(cases.columns)
+    assert len(slices) == 4 * 3
+    assert sum(summary.slice_decisions.model_dump().values()) == slices["decision"].notna().sum()
+    # Six cases by volume and three slices, two classes.
+    assert len(held_out) == 6 * 4 * 2
+    assert held_out["surface_dice"].between(0, 1).all()
+    document = json.loads((folder / "quality.json").read_text())
+    assert document["acceptance"][-1]["accepted"] == 1
+    assert document["voxels"][0]["ignored"] == 1
+    assert {row["name"] for row in document["signals"]} == {row.name for row in summary.signals} > {"stability"}
+    assert set(summary.held_out_metrics) == {"iou", "surface_distance", "surface_dice", "volume_difference"}
+
+    count = export_dataset(workspace, "nifti", tmp_path / "all", ignore=0.5)
+    exported = read_dataset(tmp_path / "all")
+    assert count == len(exported.entries)
+    assert exported.classes[3] == "ignore"
+    changed = 0
+    for entry in exported.entries:
+        ours = np.asarray(nib.load(workspace / "pseudo_labels" / entry.label_path).dataobj)
+        theirs = np.asarray(nib.load(tmp_path / "all" / entry.label_path).dataobj)
+        assert (ours == theirs)[theirs != 3].all()
+        changed += int((theirs == 3).sum())
+    assert changed > 0
 
 
 def test_pseudo_labels_lie_on_their_sources_grid(done: tuple[Path, Summary], cohort: Path) -> None:

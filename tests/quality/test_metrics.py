@@ -114,7 +114,7 @@ def test_empty_masks_follow_the_documented_convention() -> None:
     spacing = (3.0, 1.0, 0.5)
     diagonal = math.hypot(12, 6, 4)
     one = {1: "liver"}
-    volume = empty.size * 1.5 / 1000
+    volume = 1.5 / 1000 * empty.size
     nothing = ClassMetric(1, "liver", 1.0, 0.0, "both_empty", 1.0, 0.0, 1.0, 0.0, 0.0)
     missed = ClassMetric(1, "liver", 0.0, diagonal, "missed", 0.0, diagonal, 0.0, -volume, volume)
     spurious = ClassMetric(1, "liver", 0.0, diagonal, "spurious", 0.0, diagonal, 0.0, volume, 0.0)

@@ -159,7 +159,7 @@ def test_real_hearts_agree_with_the_second_computation(shared_data: Path) -> Non
     classes = {1: "RV", 2: "Myo", 3: "LV"}
     case_metrics(np.ones((1, 2, 2), np.uint8), np.ones((1, 2, 2), np.uint8), {1: "warm"}, (1, 1, 1))
     seconds = 0.0
-    for path in sorted((shared_data / "acdc" / "labels").iterdir())[:4]:
+    for path in sorted((shared_data / "acdc" / "labels").iterdir())[:2]:
         image = nib.load(path)
         truth = np.moveaxis(np.asarray(image.dataobj).astype(np.uint8), -1, 0)  # type: ignore[attr-defined]
         x, y, z = (float(step) for step in image.header.get_zooms())  # type: ignore[attr-defined]
@@ -171,7 +171,7 @@ def test_real_hearts_agree_with_the_second_computation(shared_data: Path) -> Non
             expected = reference_hd95(prediction == metric.value, truth == metric.value, (z, x, y))
             assert metric.hd95 == pytest.approx(expected, rel=1e-4)
     # 200 volumes must stay a matter of minutes, with room for a busy machine.
-    assert seconds / 4 < 6
+    assert seconds / 2 < 6
 
 
 def test_the_library_is_named() -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,8 @@ from rfss_core.store import StageStore, Workspace
 from tasks.chunks import finish_chunk, pending
 from tasks.evidence import EVIDENCE, UNCERTAINTY
 from tasks.index import SupportIndex, open_support
-from tasks.models import segmenter_for
+from tasks.models import built_once, segmenter_for
+from tasks.phases import Phases
 from tasks.run import STAGE_TASK, ChunkReport, Run
 from tasks.segment import STAGE as SEGMENT_STAGE
 from tasks.segment import Masks, SegmentUnit
@@ -52,11 +52,24 @@ class AssessJob:
 
 
 @dataclass(frozen=True)
+class AssessUnit:
+    """A chunk of stage segment, as far as it has masks."""
+
+    masks: SegmentUnit
+
+    @property
+    def id(self) -> str:
+        """The chunk's id, or, where cases were set aside, a digest that names them: they may be served another time."""
+        refused = sorted(self.masks.refused)
+        return digest_json([self.masks.id, refused])[:16] if refused else self.masks.id
+
+
+@dataclass(frozen=True)
 class Assessment:
     """Where signals and metrics are."""
 
     key: str
-    units: tuple[SegmentUnit, ...]
+    units: tuple[AssessUnit, ...]
     names: dict[int, str]
 
     def signals(self, run: Run) -> pd.DataFrame:
@@ -122,42 +135,44 @@ def assess(run: Run, index: SupportIndex, masks: Masks, *, probes: bool = True) 
             }
         )[:16]
         job = AssessJob(run.workspace.url, masks.key, key, index, settings.preset, settings.segmentation, quality)
-        todo = pending(run.workspace.stage(STAGE, key), masks.units)
-        stage.run_chunks(partial(assess_chunk, job), todo, done=len(masks.units) - len(todo))
-    return Assessment(key, masks.units, dict(index.classes))
+        units = tuple(AssessUnit(unit) for unit in masks.units)
+        todo = pending(run.workspace.stage(STAGE, key), units)
+        stage.run_chunks(partial(assess_chunk, job), todo, done=len(units) - len(todo))
+    return Assessment(key, units, dict(index.classes))
 
 
-def assess_chunk(job: AssessJob, unit: SegmentUnit) -> ChunkReport:
+def assess_chunk(job: AssessJob, unit: AssessUnit) -> ChunkReport:
     """Assess one chunk's cases; runs in a worker."""
-    workspace = Workspace.open(job.workspace)
-    masks = workspace.stage(SEGMENT_STAGE, job.masks_key)
-    assessor = _assessor(job)
+    workspace, masks, phases = Workspace.open(job.workspace), unit.masks, Phases()
+    stored = workspace.stage(SEGMENT_STAGE, job.masks_key)
+    with phases.computing():
+        assessor = _assessor(job)
     signals: list[dict[str, Any]] = []
     metrics: list[dict[str, Any]] = []
-    started = time.perf_counter()
-    for names, cases in _waves(job, unit, workspace, masks):
-        for case_id, found in zip(names, assessor.assess(cases), strict=True):
-            signals += _signal_rows(case_id, found)
     voxels: list[dict[str, Any]] = []
-    evidence = masks.read_table(unit.id, EVIDENCE)
+    with phases.reading():
+        evidence = stored.read_table(masks.id, EVIDENCE)
+    for names, cases in _waves(job, masks, workspace, stored, evidence, phases):
+        with phases.computing():
+            for case_id, found in zip(names, assessor.assess(cases), strict=True):
+                signals += _signal_rows(case_id, found)
     with_logits = set(evidence.loc[evidence["core"].notna(), "case_id"]) if len(evidence) else set()
-    for case_id, held_out in unit.cases():
+    for case_id, held_out in masks.cases():
         if held_out:
-            metrics += _metric_rows(job, workspace, masks, unit.id, case_id)
-            if case_id in with_logits:
-                voxels += _voxel_rows(workspace, masks, unit.id, case_id)
-    seconds = time.perf_counter() - started
+            with phases.computing():
+                metrics += _metric_rows(job, workspace, stored, masks.id, case_id)
+                if case_id in with_logits:
+                    voxels += _voxel_rows(workspace, stored, masks.id, case_id)
     tables = {"signals": pd.DataFrame(signals), "metrics": pd.DataFrame(metrics), "voxels": pd.DataFrame(voxels)}
-    store = workspace.stage(STAGE, job.key)
-    return finish_chunk(store, unit.id, unit.chunk.n_slices, {}, tables, compute_s=seconds)
+    return finish_chunk(workspace.stage(STAGE, job.key), unit.id, masks.chunk.n_slices, {}, tables, phases=phases)
 
 
-@lru_cache(maxsize=1)
+@built_once(1)
 def _support(workspace: str, index: SupportIndex) -> SupportSet:
     return open_support(workspace, index)
 
 
-@lru_cache(maxsize=1)
+@built_once(1)
 def _assessor(job: AssessJob) -> Assessor:
     support, share = _support(job.workspace, job.index), job.quality.probe_share
     # Without probes no model is loaded.
@@ -166,21 +181,29 @@ def _assessor(job: AssessJob) -> Assessor:
 
 
 def _waves(
-    job: AssessJob, unit: SegmentUnit, workspace: Workspace, masks: StageStore
+    job: AssessJob,
+    unit: SegmentUnit,
+    workspace: Workspace,
+    masks: StageStore,
+    evidence: pd.DataFrame,
+    phases: Phases,
 ) -> Iterator[tuple[list[str], list[PseudoLabelledCase]]]:
     """Read the chunk's cases in groups that fill the model's batches."""
-    evidence, provenance = masks.read_table(unit.id, EVIDENCE), masks.read_table(unit.id, "slices")
     names: list[str] = []
     cases: list[PseudoLabelledCase] = []
     probing = job.quality.probe_share > 0
+    with phases.reading():
+        provenance = masks.read_table(unit.id, "slices")
+        support = _support(job.workspace, job.index)
     for case_id, _ in unit.cases():
-        own = provenance[provenance["case_id"] == case_id] if probing else None
-        case = PseudoLabelledCase(
-            read_labels(masks, unit.id, case_id),
-            evidence[evidence["case_id"] == case_id],
-            list(workspace.case(case_id).read_slices()) if probing else (),
-            neighbours_of(own, _support(job.workspace, job.index)) if own is not None else (),
-        )
+        with phases.reading():
+            own = provenance[provenance["case_id"] == case_id] if probing else None
+            case = PseudoLabelledCase(
+                read_labels(masks, unit.id, case_id),
+                evidence[evidence["case_id"] == case_id],
+                list(workspace.case(case_id).read_slices()) if probing else (),
+                neighbours_of(own, support) if own is not None else (),
+            )
         names.append(case_id)
         cases.append(case)
         if sum(len(one.labels) for one in cases) * job.quality.probe_share >= TOGETHER:

@@ -28,7 +28,7 @@ def threads_for(stage: str, cores: int) -> Threads:
         stage: name of the stage.
         cores: cores that belong to the worker.
     """
-    if stage in ("embed", "patches", "index", "segment"):
+    if stage in ("embed", "patches", "index", "segment", "assess"):
         return Threads(compute=cores, zarr=2)
     return Threads(compute=1, zarr=max(2, cores))
 

@@ -48,7 +48,7 @@ def surface_distances(prediction: Mask, truth: Mask, spacing: tuple[float, ...])
     return [ndimage.distance_transform_edt(~other, sampling=spacing)[own] for own, other in (edges, edges[::-1])]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(pairs, spacings)
 def test_dice_and_hd95_agree_with_numpy_and_scipy(pair: tuple[Labels, Labels], spacing: tuple[float, ...]) -> None:
     prediction, truth = pair

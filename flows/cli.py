@@ -18,6 +18,7 @@ from flows.commands.doctor import doctor
 from flows.commands.evaluate import evaluate
 from flows.commands.export import export
 from flows.commands.label import label
+from flows.commands.review import review_export, review_import
 from flows.commands.select import select
 from flows.commands.status import status
 from flows.exit_codes import BAD_INPUT, DONE, FAILED, INTERRUPTED
@@ -36,6 +37,10 @@ for command in (label, evaluate, select, status, export, doctor):
 data_app = typer.Typer(help="Public data sets.", no_args_is_help=True)
 data_app.command("fetch")(data_fetch)
 app.add_typer(data_app, name="data")
+review_app = typer.Typer(help="Correct pseudo-labels by hand, and let them serve.", no_args_is_help=True)
+review_app.command("export")(review_export)
+review_app.command("import")(review_import)
+app.add_typer(review_app, name="review")
 
 
 def _version(value: bool) -> None:

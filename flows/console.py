@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from tasks.summary import IntervalPart, Summary
 
 if TYPE_CHECKING:
     from flows.evaluate import Evaluation
+    from rfss_core.datasets.review import ReviewCase
+    from tasks.review import ReviewImport
     from tasks.status import Status
     from tasks.worklist import Selection
 
@@ -137,6 +140,46 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def show_review_cases(console: Console, cases: Sequence[ReviewCase], out: Path, workspace: str) -> None:
+    """Print the end of ``rfss review export``."""
+    table = Table(title=f"Review these {len(cases)} pseudo-labels", title_justify="left")
+    for heading in ("rank", "case", "patient", "decision", "predicted Dice", "expected gain", "why"):
+        table.add_column(heading, justify="left" if heading in ("case", "patient", "decision", "why") else "right")
+    for case in cases[:CASES_SHOWN]:
+        words = [escape(word) for word in (case.name, case.patient, case.decision)]
+        figures = [_plain(case.predicted_dice), _plain(case.expected_gain, 4)]
+        table.add_row(str(case.rank), *words, *figures, escape(case.reason))
+    console.print(table)
+    if len(cases) > CASES_SHOWN:
+        console.print(f"... and {len(cases) - CASES_SHOWN} more cases", highlight=False)
+    console.print(
+        f"written to {escape(str(out))}: correct the label maps in labels/, mark them in worklist.csv, then\n"
+        f"rfss review import {escape(str(out))} --workspace {escape(workspace)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def show_review_import(console: Console, result: ReviewImport) -> None:
+    """Print the end of ``rfss review import``."""
+    table = Table(title=f"{len(result.imported)} reviewed label maps", title_justify="left")
+    for heading in ("case", "by", "changed", "Dice of the pseudo-label"):
+        table.add_column(heading, justify="left")
+    for review in result.imported:
+        dice = ", ".join(f"{name} {value:.3f}" for name, value in review.dice.items())
+        table.add_row(escape(review.name), escape(review.reviewer), "yes" if review.changed else "no", escape(dice))
+    if result.imported:
+        console.print(table)
+    if result.untouched:
+        console.print(
+            f"{len(result.untouched)} left alone (unchanged and not marked as reviewed, or marked no): "
+            f"{escape(', '.join(result.untouched[:5]))}{' ...' if len(result.untouched) > 5 else ''}",
+            highlight=False,
+        )
+    if result.imported:
+        console.print("they join the support set of the next `rfss label` on this workspace", highlight=False)
 
 
 def _number(interval: IntervalPart | None, digits: int = 3) -> str:

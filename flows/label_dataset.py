@@ -9,7 +9,8 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.running import open_run
 from rfss_core.errors import GateError, InputError
-from rfss_core.quality import Split, split_patients
+from rfss_core.imaging.case import REVIEWED_SOURCE
+from rfss_core.quality import Split, split_patients, with_reviewed
 from rfss_core.segmentation.factory import baseline_error
 from rfss_core.settings import BASELINES, LabelSettings
 from rfss_core.store import Manifest
@@ -77,8 +78,10 @@ def _plan(manifest: Manifest, settings: LabelSettings) -> tuple[list[str], Split
             f"every usable image in '{settings.images}' has a label: nothing is left to label; "
             "add images, or measure quality with `rfss evaluate`"
         )
-    patients = manifest.cases.loc[manifest.cases["labelled"], "patient"].tolist()
-    return unlabelled, split_patients(patients, settings.held_out, settings.seed)
+    labelled = manifest.cases[manifest.cases["labelled"]]
+    reviewed = labelled["label_source"] == REVIEWED_SOURCE
+    split = split_patients(labelled.loc[~reviewed, "patient"].tolist(), settings.held_out, settings.seed)
+    return unlabelled, with_reviewed(split, labelled.loc[reviewed, "patient"].tolist())
 
 
 def _show(summary: Summary, throughput: Throughput) -> None:

@@ -79,6 +79,12 @@ class LabelError(CaseError):
     reason = "bad_label"
 
 
+class StaleReviewError(CaseError):
+    """A reviewed label map whose image has changed since."""
+
+    reason = "stale_review"
+
+
 class UnsafePathError(CaseError, PermissionError):
     """A path that leaves the folder it was found in."""
 
@@ -106,6 +112,12 @@ class SettingsError(InputError):
     """Settings that contradict each other or the data."""
 
     reason = "bad_settings"
+
+
+class ReviewError(InputError):
+    """Reviewed label maps that cannot be taken back; each is named."""
+
+    reason = "bad_review"
 
 
 class StoreError(RfssError, OSError):

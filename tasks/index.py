@@ -11,6 +11,7 @@ from prefect import task
 
 from rfss_core.digest import digest_json
 from rfss_core.errors import SettingsError
+from rfss_core.imaging.case import REVIEWED_SOURCE
 from rfss_core.presets import PRESETS
 from rfss_core.quality import Split
 from rfss_core.retrieval import SupportSet
@@ -112,7 +113,8 @@ def build_index(run: Run, manifest: Manifest, embeddings: Embeddings, split: Spl
     with run.stage(STAGE) as stage:
         labelled = manifest.cases[manifest.cases["labelled"]]
         support_cases = labelled[labelled["patient"].isin(split.support)]
-        held_out = labelled[labelled["patient"].isin(split.held_out)]
+        # What was picked for review is no random sample: nothing is measured on it.
+        held_out = labelled[labelled["patient"].isin(split.held_out) & (labelled["label_source"] != REVIEWED_SOURCE)]
         values = sorted({int(value) for present in labelled["classes"] for value in present})
         names = settings.imaging.classes or {}
         classes = {value: names.get(value, str(value)) for value in values}

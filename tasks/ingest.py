@@ -9,7 +9,7 @@ from prefect import task
 
 from rfss_core.code import code_version
 from rfss_core.digest import digest_json
-from rfss_core.errors import CaseError, InputError, TooManyQuarantinedError
+from rfss_core.errors import CaseError, InputError, StaleReviewError, TooManyQuarantinedError
 from rfss_core.events import CaseQuarantined
 from rfss_core.imaging import (
     CaseSource,
@@ -21,7 +21,7 @@ from rfss_core.imaging import (
     source_digest,
 )
 from rfss_core.settings import ImagingSettings
-from rfss_core.store import Manifest, Workspace
+from rfss_core.store import Manifest, Review, Reviews, Workspace
 from tasks.isolation import WORK_FAILED, Probe, Refusal
 from tasks.phases import Phases
 from tasks.run import STAGE_TASK, ChunkReport, Run
@@ -35,6 +35,8 @@ class IngestUnit:
     source: CaseSource
     set_aside: Refusal | None = None
     """Why the case is not even looked at: an attempt to read it failed, or ended its worker."""
+    review: Review | None = None
+    """Of a case without a label of an expert."""
 
     @property
     def id(self) -> str:
@@ -75,7 +77,21 @@ def ingest_case(job: IngestJob, unit: IngestUnit) -> ChunkReport:
 
     A case that cannot be used comes back in ``quarantined``; everything else that is raised is the store's trouble.
     """
-    source, settings = unit.source, job.settings
+    if unit.review is None:
+        return _ingest(job, unit, unit.source)
+    try:
+        with Reviews(Workspace.open(job.workspace).files).attached(unit.source, unit.review) as reviewed:
+            return _ingest(job, unit, reviewed)
+    except StaleReviewError as error:
+        set_aside = Quarantined(f"reviewed:{unit.source.name}", error.reason, str(error), unit.source.patient)
+        report = _ingest(job, unit, unit.source)
+        return replace(report, quarantined=(*report.quarantined, set_aside))
+    except CaseError as error:
+        return _refused(unit.source, error.reason, str(error))
+
+
+def _ingest(job: IngestJob, unit: IngestUnit, source: CaseSource) -> ChunkReport:
+    settings = job.settings
     workspace = Workspace.open(job.workspace)
     phases = Phases()
     dependencies = digest_json([settings.model_dump(mode="json"), code_version("imaging")])
@@ -115,7 +131,7 @@ def ingest(run: Run, labelled_only: bool = False, needs_labels: bool = True) -> 
 
     Args:
         run: the run.
-        labelled_only: leave images without a label alone.
+        labelled_only: leave images without a label of an expert alone, reviewed ones too.
         needs_labels: without any labelled case there is nothing to do.
 
     Returns:
@@ -130,7 +146,12 @@ def ingest(run: Run, labelled_only: bool = False, needs_labels: bool = True) -> 
         found = discover(settings.images, settings.labels, settings.imaging)
         for entry in found.quarantined:
             run.events.emit(CaseQuarantined(entry.name, entry.reason, entry.message))
-        units = [IngestUnit(source) for source in found.cases if source.label is not None or not labelled_only]
+        reviews = {} if labelled_only else Reviews(run.workspace.files).all()
+        units = [
+            IngestUnit(source, review=reviews.get(source.case_id) if source.label is None else None)
+            for source in found.cases
+            if source.label is not None or not labelled_only
+        ]
         job = IngestJob(run.workspace.url, settings.imaging, settings.execution.retry_quarantined)
         reports = stage.run_chunks(partial(ingest_case, job), units, unit="cases", isolating=True)
         quarantined = [*found.quarantined, *(entry for report in reports for entry in report.quarantined)]

@@ -12,6 +12,7 @@ from prefect import task
 from rfss_core.code import code_version
 from rfss_core.datasets import DatasetManifest
 from rfss_core.errors import TooFewSupportsError
+from rfss_core.imaging.case import REVIEWED_SOURCE
 from rfss_core.quality import METRICS_LIBRARY
 from rfss_core.store import Manifest
 from tasks.embed import Embeddings
@@ -19,6 +20,7 @@ from tasks.index import SupportIndex
 from tasks.label_files import LATEST
 from tasks.quality import QualityOutcome
 from tasks.quality_files import FOLDER as QUALITY
+from tasks.queue import review_queue
 from tasks.registry import DatasetRecord, register_dataset
 from tasks.report import write_run_report
 from tasks.run import STAGE_TASK, ChunkReport, Run
@@ -72,7 +74,9 @@ def register(
     with run.stage("register") as stage:
         stage.started(1, unit="data set")
         summary = summarise_run(run, manifest, embeddings, index, masks, quality, dataset)
-        write_run_report(run, manifest, index, masks, quality, summary)
+        queue = review_queue(run, manifest, embeddings, index, dataset)
+        queue.write(run.workspace)
+        write_run_report(run, manifest, index, masks, quality, summary, queue)
         write_summary(run.workspace, summary)
         registration = register_dataset(
             DatasetRecord(
@@ -138,6 +142,7 @@ def summarise_run(
             held_out=len(index.held_out_cases),
             unlabelled=len(manifest.cases) - labelled,
             quarantined=len(manifest.quarantine),
+            reviewed=int((manifest.cases["label_source"] == REVIEWED_SOURCE).sum()),
         ),
         sources=changes,
         slices=int(manifest.cases["n_slices"].sum()),

@@ -25,6 +25,7 @@ from rfss_core.retrieval import SupportSet
 from rfss_core.store import Manifest
 from tasks.index import SupportIndex, open_support
 from tasks.quality import QualityOutcome, read_mask
+from tasks.queue import ReviewQueue
 from tasks.run import Run
 from tasks.segment import STAGE as SEGMENT_STAGE
 from tasks.segment import Masks
@@ -36,7 +37,13 @@ UNLABELLED_SHOWN = 6
 
 
 def write_run_report(
-    run: Run, manifest: Manifest, index: SupportIndex, masks: Masks, quality: QualityOutcome, summary: Summary
+    run: Run,
+    manifest: Manifest,
+    index: SupportIndex,
+    masks: Masks,
+    quality: QualityOutcome,
+    summary: Summary,
+    queue: ReviewQueue,
 ) -> None:
     """Write ``report/index.html`` and its overlay pictures into the workspace."""
     names = {str(row.case_id): str(row.name) for row in manifest.cases[["case_id", "name"]].itertuples(index=False)}

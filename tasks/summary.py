@@ -29,13 +29,18 @@ class DatasetPart(_Part):
 
 
 class CasesPart(_Part):
-    """Counts of cases. ``support`` and ``held_out`` add up to ``labelled``."""
+    """Counts of cases.
+
+    ``support`` and ``held_out`` add up to ``labelled``, but for reviewed cases of held-out patients, which are neither.
+    """
 
     labelled: int
     support: int
     held_out: int
     unlabelled: int
     quarantined: int
+    reviewed: int = 0
+    """Labelled cases whose label map is a corrected pseudo-label (``rfss review import``)."""
 
 
 class SourcesPart(_Part):

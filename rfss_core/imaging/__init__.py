@@ -7,7 +7,7 @@ from rfss_core.imaging.discover import discover
 from rfss_core.imaging.grid import NiftiGeometry, SourceGrid
 from rfss_core.imaging.intensity import IntensityWindow, estimate_window, normalise
 from rfss_core.imaging.label import read_label, write_label
-from rfss_core.imaging.volume import Volume, read_image, source_digest
+from rfss_core.imaging.volume import Volume, read_image, source_digest, write_image
 
 __all__ = [
     "CaseSource",
@@ -23,5 +23,6 @@ __all__ = [
     "read_image",
     "read_label",
     "source_digest",
+    "write_image",
     "write_label",
 ]

@@ -9,6 +9,8 @@ from typing import Literal
 Kind = Literal["nifti", "dicom", "raster"]
 UNKNOWN = "unknown"
 """Modality or body part that the source does not tell."""
+EXPERT_SOURCE, REVIEWED_SOURCE = "expert", "reviewed"
+"""Where a label map comes from: an expert's own, or a pseudo-label that somebody looked at and corrected."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class CaseSource:
     """The expert's label map, or None for a case to label."""
     body_part: str = UNKNOWN
     """DICOM BodyPartExamined (``HEART``, ``CHEST``, ...), else ``unknown``."""
+    label_source: str = EXPERT_SOURCE
+    """Where ``label`` comes from: ``expert``, or ``reviewed`` for a corrected pseudo-label."""
 
 
 @dataclass(frozen=True)

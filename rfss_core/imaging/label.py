@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,12 @@ def read_label(source: CaseSource, grid: SourceGrid, settings: ImagingSettings) 
     return labels
 
 
-def write_label(labels: npt.NDArray[np.uint8], grid: SourceGrid, path: Path) -> None:
+def write_label(
+    labels: npt.NDArray[np.uint8],
+    grid: SourceGrid,
+    path: Path,
+    palette: Mapping[int, tuple[int, int, int]] | None = None,
+) -> None:
     """Write a label map on its source's own grid: same shape, affine and codes, bit for bit.
 
     The file appears whole or not at all, and the same labels give the same bytes. Its free-text fields are blank.
@@ -68,6 +74,7 @@ def write_label(labels: npt.NDArray[np.uint8], grid: SourceGrid, path: Path) -> 
         labels: uint8 [Z, H, W] in canonical orientation.
         grid: the grid of the source image.
         path: must end in ``grid.suffix`` (``.nii`` is allowed for ``.nii.gz``, ``.tiff`` for ``.tif``).
+        palette: colours of label values, for a PNG whose values are indices of a palette; other formats have none.
 
     Raises:
         GeometryError: the labels have another shape than the grid (``label_shape_mismatch``).
@@ -90,7 +97,7 @@ def write_label(labels: npt.NDArray[np.uint8], grid: SourceGrid, path: Path) -> 
     if grid.suffix == ".nii.gz":
         data = encode_nifti(array, grid, compress=name.endswith(".gz"))
     else:
-        data = encode_raster(array, grid.suffix)
+        data = encode_raster(array, grid.suffix, palette)
     write_atomically(path, data)
 
 

@@ -32,6 +32,7 @@ _LONGEST_EXTENSION = 2**28
 """Bytes of header extensions that are skipped at most."""
 _LONGEST_TAIL = 2**24
 """Bytes after the voxels that are tolerated at most (some writers pad)."""
+_RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,14 @@ def read_nifti(path: Path, settings: ImagingSettings) -> NiftiFile:
     return NiftiFile(_scaled(path, native, header), affine, geometry)
 
 
-def encode_nifti(labels: npt.NDArray[np.uint8], grid: SourceGrid, *, compress: bool = True) -> bytes:
-    """Return the bytes of a uint8 NIfTI file on a source's grid.
+def encode_nifti(array: npt.NDArray[Any], grid: SourceGrid, *, compress: bool = True) -> bytes:
+    """Return the bytes of a NIfTI file on a source's grid.
 
-    Geometry fields equal the source's bit for bit; text fields are blank; same labels, same bytes.
+    Geometry fields equal the source's bit for bit; text fields are blank; same voxels, same bytes.
 
     Args:
-        labels: uint8 of shape ``grid.shape``.
+        array: label map or image of shape ``grid.shape``, of a number type that NIfTI and its viewers know; a last
+            axis of 3 uint8 colours makes an RGB file.
         grid: a NIfTI or DICOM grid.
         compress: gzip (without a time stamp).
 
@@ -98,9 +100,11 @@ def encode_nifti(labels: npt.NDArray[np.uint8], grid: SourceGrid, *, compress: b
     stored = grid.nifti
     if stored is None:
         raise GeometryError("a raster's label map cannot be written as NIfTI; write .png or .tif")
+    if array.shape == (*grid.shape, 3) and array.dtype == np.uint8:
+        array = np.ascontiguousarray(array).view(_RGB)[..., 0]
     header = Nifti1Header() if stored.version == 1 else Nifti2Header()
-    header.set_data_shape(labels.shape)
-    header.set_data_dtype(np.uint8)
+    header.set_data_shape(array.shape)
+    header.set_data_dtype(array.dtype)
     header["pixdim"] = stored.pixdim
     header["qform_code"], header["sform_code"] = stored.qform_code, stored.sform_code
     header["quatern_b"], header["quatern_c"], header["quatern_d"] = stored.quatern
@@ -110,7 +114,7 @@ def encode_nifti(labels: npt.NDArray[np.uint8], grid: SourceGrid, *, compress: b
     header["scl_slope"], header["scl_inter"] = 1, 0
     plain = BytesIO()
     header.write_to(plain)
-    plain.write(labels.tobytes(order="F"))
+    plain.write(array.astype(array.dtype.newbyteorder("="), copy=False).tobytes(order="F"))
     if not compress:
         return plain.getvalue()
     return gzip.compress(plain.getvalue(), compresslevel=6, mtime=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -106,21 +107,28 @@ def read_raster_label(path: Path, settings: ImagingSettings) -> npt.NDArray[Any]
     return pixels
 
 
-def encode_raster(labels: npt.NDArray[np.uint8], suffix: Suffix) -> bytes:
-    """Return the bytes of a grey 8-bit PNG, or of a multi-page TIFF (deflate); same labels, same bytes.
+def encode_raster(
+    array: npt.NDArray[Any], suffix: Suffix, palette: Mapping[int, tuple[int, int, int]] | None = None
+) -> bytes:
+    """Return the bytes of an 8-bit PNG, or of a multi-page TIFF (deflate); same pixels, same bytes.
 
     Args:
-        labels: uint8 of shape (row, column) for PNG, (page, row, column) for TIFF.
+        array: uint8 label map or image of shape (row, column) for PNG, (page, row, column) for TIFF; an image may have
+            a last axis of 3 colours, and in a TIFF any number type.
         suffix: ``.png`` or ``.tif``.
+        palette: colours of values, for a PNG of indices that drawing programs show in colour.
     """
     stream = BytesIO()
     if suffix == ".png":
-        Image.fromarray(np.ascontiguousarray(labels)).save(stream, format="PNG")
+        image = Image.fromarray(np.ascontiguousarray(array))
+        if palette is not None:
+            image.putpalette([channel for value in range(256) for channel in palette.get(value, (value,) * 3)])
+        image.save(stream, format="PNG")
     else:
         tifffile.imwrite(
             stream,
-            np.ascontiguousarray(labels),
-            photometric="minisblack",
+            np.ascontiguousarray(array),
+            photometric="rgb" if array.ndim == 4 else "minisblack",
             compression="zlib",
             metadata=None,
             software=False,

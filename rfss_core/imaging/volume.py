@@ -14,8 +14,9 @@ from rfss_core.errors import PixelError, UnreadableImageError
 from rfss_core.imaging.case import CaseSource
 from rfss_core.imaging.dicom import read_series
 from rfss_core.imaging.grid import SourceGrid, affine_grid
-from rfss_core.imaging.nifti import read_nifti
-from rfss_core.imaging.raster import read_raster
+from rfss_core.imaging.nifti import encode_nifti, read_nifti
+from rfss_core.imaging.output import write_atomically
+from rfss_core.imaging.raster import encode_raster, read_raster
 from rfss_core.settings import ImagingSettings
 
 
@@ -62,6 +63,48 @@ def read_image(source: CaseSource, settings: ImagingSettings) -> Volume:
             reason="constant_image",
         )
     return Volume(pixels, grid, grid.spacing)
+
+
+def write_image(pixels: npt.NDArray[Any], grid: SourceGrid, path: Path) -> None:
+    """Write an image on its source's own grid, for viewers: same shape, affine and codes as the source.
+
+    Values stay as they are where the format has their type. NIfTI gets int16 for int8, int32 or float32 for wider
+    integers; a PNG gets 8 bits, stretched over the image's own range, for anything but 8-bit values and 16-bit grey.
+
+    Args:
+        pixels: [Z, H, W] or [Z, H, W, 3] in canonical orientation, as the workspace stores them.
+        grid: the grid of the source image.
+        path: must end in ``grid.suffix``.
+
+    Raises:
+        GeometryError: the pixels have another shape than the grid.
+        StorageFullError: no space is left.
+        StoreError: the file cannot be written.
+    """
+    array = grid.to_source(pixels)
+    if grid.suffix == ".nii.gz":
+        data = encode_nifti(_for_nifti(array, len(grid.shape)), grid)
+    else:
+        data = encode_raster(_for_png(array) if grid.suffix == ".png" else array, grid.suffix)
+    write_atomically(path, data)
+
+
+def _for_nifti(array: npt.NDArray[Any], depth: int) -> npt.NDArray[Any]:
+    if array.ndim > depth and array.dtype != np.uint8:
+        # NIfTI has no wider colours that viewers know.
+        array = array.mean(axis=-1, dtype=np.float32)
+    if array.dtype in (np.int8, np.bool_):
+        return array.astype(np.int16)
+    if array.dtype in (np.uint32, np.int64, np.uint64):
+        return array.astype(np.int32 if np.abs(array).max(initial=0) < 2**31 else np.float32)
+    return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+def _for_png(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if array.dtype == np.uint8 or (array.dtype == np.uint16 and array.ndim == 2):
+        return array
+    low, high = float(array.min()), float(array.max())
+    return np.rint((array.astype(np.float64) - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
 
 
 def image_files(source: CaseSource) -> tuple[Path, ...]:

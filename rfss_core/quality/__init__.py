@@ -6,6 +6,7 @@ from rfss_core.quality.gate import Gate, GateEvidence, GateResult
 from rfss_core.quality.metrics import METRICS_LIBRARY, ClassMetric, case_metrics, slice_metrics
 from rfss_core.quality.picture import Picture, largest_slice
 from rfss_core.quality.prediction import CalibrationCase, CalibrationPoint, QualityPrediction, predict_quality
+from rfss_core.quality.priority import Candidate, Priority, rank_candidates
 from rfss_core.quality.report import (
     Comparison,
     ModelFact,
@@ -16,7 +17,7 @@ from rfss_core.quality.report import (
     write_report,
 )
 from rfss_core.quality.signals import SIGNALS, CaseSignals, SegmentedCase, case_signals, signals_of
-from rfss_core.quality.split import Split, split_patients
+from rfss_core.quality.split import Split, split_patients, with_reviewed
 from rfss_core.quality.summary import MORE_METRICS, CaseMeasurement, QualitySummary, summarise
 from rfss_core.quality.voxels import VoxelPoint
 from rfss_core.quality.worth import SignalWorth
@@ -28,6 +29,7 @@ __all__ = [
     "AcceptancePoint",
     "CalibrationCase",
     "CalibrationPoint",
+    "Candidate",
     "CaseMeasurement",
     "CaseSignals",
     "ClassMetric",
@@ -39,6 +41,7 @@ __all__ = [
     "Interval",
     "ModelFact",
     "Picture",
+    "Priority",
     "QualityPrediction",
     "QualitySummary",
     "QuarantineRow",
@@ -54,11 +57,13 @@ __all__ = [
     "decide",
     "largest_slice",
     "predict_quality",
+    "rank_candidates",
     "render_report",
     "signals_of",
     "slice_metrics",
     "split_patients",
     "summarise",
     "typical_cases",
+    "with_reviewed",
     "write_report",
 ]

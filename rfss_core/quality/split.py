@@ -49,3 +49,21 @@ def split_patients(patients: Sequence[str], held_out: float, seed: int) -> Split
     ranked = sorted(unique, key=lambda patient: (digest_bytes(f"{seed}\0{patient}".encode()), patient))
     count = min(max(round(held_out * len(ranked)), 1), len(ranked) - 1)
     return Split(support=frozenset(ranked[count:]), held_out=frozenset(ranked[:count]))
+
+
+def with_reviewed(split: Split, patients: Sequence[str]) -> Split:
+    """Let reviewed patients join the support set of a split that was made without them.
+
+    Cases are reviewed because their pseudo-labels were thought poor or because many others look like them: they are
+    no random sample, and measuring on them would say little about the others. So the held-out patients stay those who
+    were drawn among the patients that experts had labelled. A reviewed case of a held-out patient joins neither side:
+    in the support set it would leak into the measurement.
+
+    Args:
+        split: of the patients with labels of experts.
+        patients: patient of each reviewed case.
+
+    Returns:
+        The split with a larger support set.
+    """
+    return Split(support=split.support | (set(patients) - split.held_out), held_out=split.held_out)

@@ -40,15 +40,18 @@ def case_metadata(cases: pd.DataFrame, table: str | None) -> pd.DataFrame:
         table: the user's CSV file, see :func:`read_table`; None: there is none.
 
     Returns:
-        One row a case, in the cases' order, with :data:`COLUMNS`, ``label_source`` (``expert`` for a labelled case) and
-        the columns of the user's table, which are text and empty for a case that it does not list.
+        One row a case, in the cases' order, with :data:`COLUMNS`, ``label_source`` (``expert`` or ``reviewed`` for a
+        labelled case) and the columns of the user's table, which are text and empty for a case that it does not list.
 
     Raises:
         InputNotFoundError: no such file.
         SettingsError: a table that cannot be used.
     """
     known = cases[list(COLUMNS)].reset_index(drop=True)
-    known["label_source"] = ["expert" if labelled else "" for labelled in cases["labelled"]]
+    sources = cases["label_source"] if "label_source" in cases else [""] * len(cases)
+    known["label_source"] = [
+        (source or "expert") if labelled else "" for source, labelled in zip(sources, cases["labelled"], strict=True)
+    ]
     if table is None:
         return known
     given = read_table(table)

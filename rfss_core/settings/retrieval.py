@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from rfss_core.settings.base import SettingsModel
 
 Strategy = Literal["dino", "random", "per-class", "diverse", "region"]
-LabelSource = Literal["expert", "pseudo-label"]
+LabelSource = Literal["expert", "reviewed", "pseudo-label"]
 Scalar = bool | int | float | str
 
 
@@ -37,7 +37,7 @@ class FilterSettings(SettingsModel):
         "measures quality, never is.",
     )
     label_source: list[LabelSource] | None = Field(
-        None, min_length=1, description="Who labelled the support slices: expert, pseudo-label. Default: either."
+        None, min_length=1, description="Who labelled the support slices: expert, reviewed, pseudo-label. Default: all."
     )
 
     @field_validator("equals", mode="before")

@@ -5,6 +5,7 @@ from rfss_core.store.files import Files
 from rfss_core.store.images import StoredCase
 from rfss_core.store.manifest import CaseRow, Manifest, slice_id
 from rfss_core.store.records import Record
+from rfss_core.store.reviews import Review, Reviews
 from rfss_core.store.stages import StageStore
 from rfss_core.store.workspace import Workspace
 
@@ -14,6 +15,8 @@ __all__ = [
     "Files",
     "Manifest",
     "Record",
+    "Review",
+    "Reviews",
     "StageStore",
     "StoredCase",
     "Workspace",

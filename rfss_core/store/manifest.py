@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from rfss_core.digest import digest_json
 from rfss_core.imaging import Quarantined
-from rfss_core.imaging.case import UNKNOWN
+from rfss_core.imaging.case import EXPERT_SOURCE, UNKNOWN
 from rfss_core.store.files import Files
 from rfss_core.store.records import Record
 from rfss_core.store.stages import read_table, write_table
@@ -47,6 +47,7 @@ CASES = pa.schema(
         ("classes", pa.list_(_INT)),
         ("labelled", pa.bool_()),
         ("body_part", _TEXT),
+        ("label_source", _TEXT),
     ]
 )
 SLICES = pa.schema(
@@ -92,6 +93,8 @@ class CaseRow:
     """Foreground values in the label map."""
     labelled: bool
     body_part: str = UNKNOWN
+    label_source: str = ""
+    """``expert``, ``reviewed``, or empty where there is no label map."""
 
 
 def slice_id(case_id: str, z: int) -> str:
@@ -141,6 +144,9 @@ class Manifest:
                 refused.add((detail["name"], record.reason or "", record.message, detail["patient"]))
                 continue
             row = CaseRow(**record.detail["case"])
+            if row.labelled and not row.label_source:
+                # A record from before labels had sources.
+                row = dataclasses.replace(row, label_source=EXPERT_SOURCE)
             cases.append(dataclasses.asdict(row))
             contents = record.detail["slices"] or [([], 0)] * row.n_slices
             for z, (classes, foreground) in enumerate(contents):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from rfss_core.digest import digest_json
 from rfss_core.errors import CaseError, CorruptStoreError, InputError, InputNotFoundError, StoreError
 from rfss_core.imaging import CaseSource, IntensityWindow, Quarantined, Volume
+from rfss_core.imaging.case import EXPERT_SOURCE
 from rfss_core.store.files import Files
 from rfss_core.store.images import StoredCase, image_folder, write_image
 from rfss_core.store.manifest import CaseRow, Manifest, slice_contents
@@ -135,6 +136,7 @@ class Workspace:
             classes=sorted({value for classes, _ in contents for value in classes}),
             labelled=label is not None,
             body_part=case.body_part,
+            label_source="" if label is None else case.label_source,
         )
         self._ingest.write(
             Record(
@@ -236,7 +238,8 @@ class Workspace:
 def ingest_digest(case: CaseSource, source_digest: str, settings_digest: str) -> str:
     """Return the digest of all that a stored case depends on."""
     identity = [case.case_id, case.name, case.patient, case.modality, case.body_part, case.kind]
-    return digest_json([*identity, source_digest, settings_digest, FORMAT_VERSION])
+    reviewed = [] if case.label_source == EXPERT_SOURCE else [case.label_source]
+    return digest_json([*identity, source_digest, settings_digest, FORMAT_VERSION, *reviewed])
 
 
 def _check_format(files: Files) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from rfss_core.quality import (
     ModelFact,
     Picture,
     QuarantineRow,
+    QueueRow,
     ReportContent,
     largest_slice,
     typical_cases,
@@ -34,6 +36,7 @@ from tasks.summary import UNTRAINED, Summary
 FOLDER = "report"
 SUPPORTS_SHOWN = 4
 UNLABELLED_SHOWN = 6
+QUEUE_SHOWN = 6
 
 
 def write_run_report(
@@ -66,6 +69,21 @@ def write_run_report(
         decisions=quality.decisions,
         names=names,
         comparisons=[gallery.comparison(rank, measured) for rank, measured in typical_cases(quality.measurements)],
+        queue=[
+            QueueRow(
+                row.case_id,
+                quality.decisions[row.case_id],
+                row.predicted_dice,
+                row.lower_bound,
+                row.expected_gain,
+                row.reason,
+                gallery.pseudo_label(row.case_id) if row.rank <= QUEUE_SHOWN else None,
+            )
+            for row in queue.cases
+        ],
+        by_class=quality.by_class,
+        acceptance=quality.acceptance,
+        review_command=f"rfss review export {shlex.quote(run.workspace.url)} --out review --n 10",
         unlabelled=[gallery.pseudo_label(case_id) for case_id in _spread(sorted(quality.decisions), UNLABELLED_SHOWN)],
         quarantine=[
             QuarantineRow(str(row.name), str(row.reason), str(row.message))
@@ -97,13 +115,16 @@ class _Gallery:
         self._row_of = {name: row for row, name in enumerate(self._support.ids)}
 
     def comparison(self, rank: str, measurement: CaseMeasurement) -> Comparison:
-        """Show the held-out slice with most foreground, and the supports that were retrieved for it."""
+        """Show the held-out slice with most foreground, its supports, and the slice with the most wrong pixels."""
         case_id = measurement.case
         case = self._run.workspace.case(case_id)
         truth = case.read_labels()
         z = largest_slice(truth)
-        picture = self._picture(case_id, z, self._labels(case_id), truth[z])
-        return Comparison(rank, measurement, picture, self._supports(case_id, z))
+        labels = self._labels(case_id)
+        wrong = int(np.count_nonzero(labels != truth, axis=(1, 2)).argmax())
+        worst = None if wrong == z else self._picture(case_id, wrong, labels, truth[wrong], ", the most wrong pixels")
+        picture = self._picture(case_id, z, labels, truth[z])
+        return Comparison(rank, measurement, picture, worst, self._supports(case_id, z))
 
     def pseudo_label(self, case_id: str) -> Picture:
         """Show the slice with most foreground of an unlabelled case."""
@@ -114,10 +135,15 @@ class _Gallery:
         return read_mask(self._run, self._masks, self._chunk_of[case_id], case_id, "labels")
 
     def _picture(
-        self, case_id: str, z: int, labels: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8] | None
+        self,
+        case_id: str,
+        z: int,
+        labels: npt.NDArray[np.uint8],
+        truth: npt.NDArray[np.uint8] | None,
+        note: str = "",
     ) -> Picture:
         case = self._run.workspace.case(case_id)
-        caption = f"{self._names[case_id]}, slice {z + 1} of {len(labels)}"
+        caption = f"{self._names[case_id]}, slice {z + 1} of {len(labels)}{note}"
         return Picture(case.read_slices(z, z + 1)[0], caption, labels[z], truth, case.spacing[1:])
 
     def _supports(self, case_id: str, z: int) -> list[Picture]:

@@ -1,21 +1,14 @@
 """Quality: split, metrics, intervals, gate, prediction, decisions, report."""
 
 from rfss_core.quality.bootstrap import Interval, bootstrap_interval
+from rfss_core.quality.content import Comparison, ModelFact, QuarantineRow, QueueRow, ReportContent
 from rfss_core.quality.decision import AcceptancePoint, Decision, acceptance_curve, decide
 from rfss_core.quality.gate import Gate, GateEvidence, GateResult
 from rfss_core.quality.metrics import METRICS_LIBRARY, ClassMetric, case_metrics, slice_metrics
 from rfss_core.quality.picture import Picture, largest_slice
 from rfss_core.quality.prediction import CalibrationCase, CalibrationPoint, QualityPrediction, predict_quality
 from rfss_core.quality.priority import Candidate, Priority, rank_candidates
-from rfss_core.quality.report import (
-    Comparison,
-    ModelFact,
-    QuarantineRow,
-    ReportContent,
-    render_report,
-    typical_cases,
-    write_report,
-)
+from rfss_core.quality.report import render_report, typical_cases, write_report
 from rfss_core.quality.signals import SIGNALS, CaseSignals, SegmentedCase, case_signals, signals_of
 from rfss_core.quality.split import Split, split_patients, with_reviewed
 from rfss_core.quality.summary import MORE_METRICS, CaseMeasurement, QualitySummary, summarise
@@ -45,6 +38,7 @@ __all__ = [
     "QualityPrediction",
     "QualitySummary",
     "QuarantineRow",
+    "QueueRow",
     "ReportContent",
     "SegmentedCase",
     "SignalWorth",

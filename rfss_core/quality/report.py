@@ -3,111 +3,32 @@
 from __future__ import annotations
 
 import base64
+import io
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from rfss_core.quality.bootstrap import Interval
-from rfss_core.quality.decision import Decision
-from rfss_core.quality.gate import GateResult
-from rfss_core.quality.metrics import METRICS_LIBRARY, Presence
+from rfss_core.quality.content import QueueRow, ReportContent
+from rfss_core.quality.metrics import METRICS_LIBRARY, ClassMetric, Presence
 from rfss_core.quality.picture import Picture, class_colours, render_picture
-from rfss_core.quality.plot import box_plot, calibration_plot
-from rfss_core.quality.prediction import QualityPrediction
-from rfss_core.quality.summary import CaseMeasurement, QualitySummary
-from rfss_core.settings import QualitySettings
+from rfss_core.quality.plot import acceptance_plot, box_plot, calibration_plot
+from rfss_core.quality.summary import CaseMeasurement
 from rfss_core.store.files import Files
 
 PAGE = "index.html"
 OVERLAYS = "overlays"
 MOST_ROWS = 500
 """Longer tables are cut, and say so."""
-
-
-@dataclass(frozen=True)
-class ModelFact:
-    """A model that took part."""
-
-    role: str
-    """``embedding`` or ``segmentation``."""
-    name: str
-    sha256: str
-    trained: bool
-    """False for weights drawn from a seed: the page warns."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A held-out case: its prediction against the expert, beside the supports that were retrieved for it."""
-
-    rank: str
-    """``best``, ``median`` or ``worst`` (see :func:`typical_cases`)."""
-    measurement: CaseMeasurement
-    picture: Picture
-    supports: Sequence[Picture] = ()
-    """The retrieved support slices with their expert's label maps, nearest first."""
-
-
-@dataclass(frozen=True)
-class QuarantineRow:
-    """A case that was set aside."""
-
-    name: str
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True)
-class ReportContent:
-    """All that the report shows. Cases are named as a reader knows them; nothing is read from elsewhere."""
-
-    dataset: str
-    """Name of the data set."""
-    version: str | None
-    """Its version, where it has one."""
-    digest: str
-    """Digest of its manifest."""
-    fingerprint: str
-    preset: str
-    k: int
-    classes: Mapping[int, str]
-    """Label value to name."""
-    counts: Mapping[str, int]
-    """Numbers of cases and slices by what they are; ``labelled``, ``unlabelled``, ``quarantined`` ..."""
-    settings: QualitySettings
-    """Thresholds of the gate and of decisions."""
-    gate: GateResult
-    summary: QualitySummary
-    measurements: Sequence[CaseMeasurement]
-    prediction: QualityPrediction
-    decisions: Mapping[str, Decision]
-    """Decision of each pseudo-labelled case; its keys are those of ``prediction.predicted``."""
-    names: Mapping[str, str] = field(default_factory=dict)
-    """What to call a case id, in measurements, prediction and decisions; default: the id."""
-    fusion: QualitySummary | None = None
-    """The same held-out cases labelled by label fusion: the floor."""
-    comparisons: Sequence[Comparison] = ()
-    unlabelled: Sequence[Picture] = ()
-    """Pseudo-labels of unlabelled cases."""
-    quarantine: Sequence[QuarantineRow] = ()
-    models: Sequence[ModelFact] = ()
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    """The run's settings as plain JSON types."""
-    versions: Mapping[str, str] = field(default_factory=dict)
-    """Versions of software that took part."""
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    """Wall seconds by stage, in order."""
-    warnings: Sequence[str] = ()
-    created: str = ""
-    """When, as a text for readers."""
+HEAD_ROWS = 12
+"""Rows of the review queue that are open from the start."""
 
 
 def typical_cases(measurements: Sequence[CaseMeasurement]) -> list[tuple[str, CaseMeasurement]]:
@@ -148,29 +69,37 @@ def render_report(content: ReportContent) -> dict[str, bytes]:
     """Return the report's files by relative path: ``index.html`` and ``overlays/*.png``.
 
     The page needs no other file and no network: pictures, plots and styles are in it, and its content security policy
-    forbids everything else.
+    forbids everything else. Its size does not grow with the number of cases beyond :data:`MOST_ROWS` table rows.
 
     Raises:
         InputError: a picture's arrays do not fit each other.
     """
     album = _Album(class_colours(list(content.classes)))
-    names = {case: content.names.get(case, case) for case in content.decisions}
+    queue = content.queue or _plain_queue(content)
     held_out = [
         {
             "rank": item.rank,
             "name": content.names.get(item.measurement.case, item.measurement.case),
-            "patient": item.measurement.patient,
-            "dice": item.measurement.dice,
-            "metrics": item.measurement.metrics,
-            "figure": album.add(item.picture, f"held-out-{item.rank}"),
+            "measurement": item.measurement,
+            "figures": album.views(item.picture, item.worst, f"held-out-{item.rank}"),
             "supports": [
-                album.add(support, f"held-out-{item.rank}-support-{number}", size=200)
+                album.add(
+                    support, f"held-out-{item.rank}-support-{number}", "a support slice with its expert label", 280
+                )
                 for number, support in enumerate(item.supports, 1)
             ],
         }
         for item in content.comparisons
     ]
-    unlabelled = [album.add(shown, f"unlabelled-{number}") for number, shown in enumerate(content.unlabelled, 1)]
+    rows = [
+        {
+            "rank": rank,
+            "name": content.names.get(row.case, row.case),
+            "row": row,
+            "figure": None if row.picture is None else album.add(row.picture, f"queue-{rank}", _PSEUDO),
+        }
+        for rank, row in enumerate(queue, 1)
+    ]
     environment = Environment(
         loader=PackageLoader("rfss_core.quality"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -180,13 +109,12 @@ def render_report(content: ReportContent) -> dict[str, bytes]:
         content=content,
         colours={content.classes[value]: colour for value, colour in album.colours.items()},
         held_out=held_out,
-        unlabelled=unlabelled,
-        box=_box(content, album.colours),
-        # The plot's own texts are escaped by matplotlib's SVG writer.
-        calibration=Markup(calibration_plot(content.prediction.points)) if content.prediction.points else None,  # noqa: S704
+        unlabelled=[album.add(shown, f"unlabelled-{n}", _PSEUDO) for n, shown in enumerate(content.unlabelled, 1)],
+        plots=_plots(content, album.colours),
         decisions=Counter(content.decisions.values()),
-        queue=_queue(content, names),
+        queue=rows,
         most_rows=MOST_ROWS,
+        head_rows=HEAD_ROWS,
         library=METRICS_LIBRARY,
         parameters=yaml.safe_dump(dict(content.parameters), sort_keys=False, allow_unicode=True),
         empties=_empties(content),
@@ -194,50 +122,64 @@ def render_report(content: ReportContent) -> dict[str, bytes]:
     return {PAGE: page.encode(), **album.files}
 
 
+_PSEUDO = "with its pseudo-label as filled contours"
+_COMPARED = "with the pseudo-label as filled and the expert's label as dashed contours"
+
+
 class _Album:
-    """Pictures of the page, each drawn once: as a file and as a data URL."""
+    """Pictures of the page, each drawn once: as a PNG file, and smaller, as WebP, in a data URL."""
 
     def __init__(self, colours: dict[int, str]) -> None:
         self.colours = colours
         self.files: dict[str, bytes] = {}
 
-    def add(self, picture: Picture, name: str, size: int = 420) -> dict[str, str]:
+    def add(self, picture: Picture, name: str, shows: str, size: int = 420) -> dict[str, str]:
         data = render_picture(picture, self.colours, size)
-        path = f"{OVERLAYS}/{re.sub(r'[^A-Za-z0-9-]+', '-', name)}.png"
-        self.files[path] = data
-        return {"src": f"data:image/png;base64,{base64.b64encode(data).decode()}", "caption": picture.caption}
+        self.files[f"{OVERLAYS}/{re.sub(r'[^A-Za-z0-9-]+', '-', name)}.png"] = data
+        small = io.BytesIO()
+        Image.open(io.BytesIO(data)).convert("RGB").save(small, format="WEBP", quality=82, method=4)
+        source = f"data:image/webp;base64,{base64.b64encode(small.getvalue()).decode()}"
+        return {"src": source, "caption": picture.caption, "alt": f"{picture.caption}: {shows}"}
+
+    def views(self, picture: Picture, worst: Picture | None, name: str) -> list[dict[str, str]]:
+        """Return the slice alone, the same with contours, and the slice with the most wrong pixels."""
+        bare = Picture(picture.image, "the image alone", spacing=picture.spacing)
+        found = [self.add(bare, f"{name}-image", picture.caption), self.add(picture, name, _COMPARED)]
+        return found if worst is None else [*found, self.add(worst, f"{name}-worst", _COMPARED)]
 
 
-def _box(content: ReportContent, colours: dict[int, str]) -> Markup | None:
-    if not content.measurements:
-        return None
-    dice = {
-        content.classes[value]: [m.dice for case in content.measurements for m in case.metrics if m.value == value]
-        for value in sorted(content.classes)
-    }
-    named = {content.classes[value]: colour for value, colour in colours.items()}
-    # The plot's own texts are escaped by matplotlib's SVG writer.
-    return Markup(box_plot(dice, named, content.settings.min_dice))  # noqa: S704
+def _plots(content: ReportContent, colours: dict[int, str]) -> dict[str, Markup]:
+    """Return the plots that there are data for; their own texts are escaped by matplotlib's SVG writer."""
+    found = {}
+    if content.measurements:
+        named = {content.classes[value]: colour for value, colour in colours.items()}
+        for title, attribute, threshold in (("Dice", "dice", content.settings.min_dice), ("HD95 (mm)", "hd95", None)):
+            values = {content.classes[value]: _values(content, value, attribute) for value in sorted(content.classes)}
+            found[attribute] = box_plot(values, named, title, threshold)
+    if content.prediction.points:
+        found["calibration"] = calibration_plot(content.prediction.points, content.settings)
+    if content.acceptance:
+        found["acceptance"] = acceptance_plot(content.acceptance, content.settings)
+    return {name: Markup(svg) for name, svg in found.items()}  # noqa: S704
 
 
-def _queue(content: ReportContent, names: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return one row a pseudo-labelled case: those to review first, the least certain first among them."""
+def _values(content: ReportContent, value: int, attribute: str) -> list[float]:
+    metrics: list[ClassMetric] = [m for case in content.measurements for m in case.metrics if m.value == value]
+    return [float(getattr(metric, attribute)) for metric in metrics]
+
+
+def _plain_queue(content: ReportContent) -> list[QueueRow]:
+    """Return the decisions as a queue: those to review first, the lowest prediction first among them."""
     order = {"review": 0, "reject": 1, "accept": 2}
     rows = [
-        {
-            "name": names[case],
-            "decision": decision,
-            "predicted": content.prediction.predicted.get(case),
-            "lower": content.prediction.lower.get(case),
-        }
+        QueueRow(case, decision, content.prediction.predicted.get(case), content.prediction.lower.get(case))
         for case, decision in content.decisions.items()
     ]
-
-    def urgency(row: dict[str, Any]) -> tuple[int, float, str]:
-        predicted = row["predicted"]
-        return order[row["decision"]], -1.0 if predicted is None else predicted, row["name"]
-
-    return sorted(rows, key=urgency)
+    return sorted(
+        rows,
+        key=lambda row: (order[row.decision], -1.0 if row.predicted is None else row.predicted,
+                         content.names.get(row.case, row.case)),
+    )  # fmt: skip
 
 
 def _empties(content: ReportContent) -> list[str]:

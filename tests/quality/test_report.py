@@ -2,42 +2,30 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from functools import cache
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from report_content import CLASSES, EVIL, content
 
 from rfss_core.errors import InputError
 from rfss_core.quality import (
     METRICS_LIBRARY,
-    CalibrationCase,
-    CaseMeasurement,
-    Comparison,
     Gate,
     ModelFact,
     Picture,
     QualityPrediction,
-    QuarantineRow,
-    ReportContent,
-    case_metrics,
-    decide,
-    largest_slice,
-    predict_quality,
     render_report,
     summarise,
     typical_cases,
     write_report,
 )
 from rfss_core.quality.picture import render_picture
-from rfss_core.settings import LabelSettings, QualitySettings
+from rfss_core.settings import QualitySettings
 
-EVIL = "<script>alert('x')</script>"
-CLASSES = {1: "RV & <b>Myo</b>", 2: "$LV_{心}$"}
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
@@ -87,51 +75,6 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.words))
 
 
-def content(**changes: Any) -> ReportContent:
-    return replace(_whole(), **changes)
-
-
-@cache
-def _whole() -> ReportContent:
-    rng = np.random.default_rng(0)
-    settings = QualitySettings(bootstrap=200)
-    measurements, calibration, pictures = [], [], []
-    for number in range(12):
-        truth = np.zeros((3, 24, 20), np.uint8)
-        truth[:, 5:18, 4:16] = 1
-        truth[1:, 8:14, 8:12] = 2
-        prediction = np.roll(truth, number % 5, axis=1)
-        metrics = case_metrics(prediction, truth, CLASSES, (5, 1, 1))
-        measurement = CaseMeasurement(f"id{number}", f"patient{number}", tuple(metrics))
-        measurements.append(measurement)
-        signals = {"predicted_iou": measurement.dice + rng.normal(0, 0.02), "foreground_fraction": 0.2}
-        calibration.append(CalibrationCase(measurement.case, measurement.patient, signals, measurement.dice))
-        z = largest_slice(truth)
-        pictures.append(Picture(rng.random((24, 20)), f"slice {z} of id{number}", prediction[z], truth[z], (1.0, 1.5)))
-    prediction_of = predict_quality(calibration, {f"new{c.case}": c.signals for c in calibration}, settings)
-    summary = summarise(measurements, CLASSES, settings, 0)
-    support = Picture(rng.random((24, 20, 3)), f"support {EVIL}", truth=pictures[0].truth)
-    return ReportContent(
-        dataset="hearts", version="4", digest="d" * 64, fingerprint="f" * 64, preset="tiny", k=8, classes=CLASSES,
-        counts={"labelled": 30, "held_out": 12, "unlabelled": 12, "quarantined": 1}, settings=settings,
-        gate=Gate(settings).judge(summary, measurements), summary=summary, measurements=measurements,
-        prediction=prediction_of,
-        decisions={n: decide(p, prediction_of.lower[n], settings) for n, p in prediction_of.predicted.items()},
-        names={"newid0": f"case {EVIL}", "id0": f"held out {EVIL}"}, fusion=summary,
-        comparisons=[
-            Comparison(rank, m, pictures[int(m.case[2:])], [support, support])
-            for rank, m in typical_cases(measurements)
-        ],
-        unlabelled=[replace(pictures[0], truth=None, caption=f"new {EVIL}")],
-        quarantine=[QuarantineRow(f"broken {EVIL}.nii.gz", "truncated", "ends early; copy it again")],
-        models=[ModelFact("embedding", "embedded:dinov2-tiny", "1" * 64, trained=True),
-                ModelFact("segmentation", "embedded:sam2-tiny", "2" * 64, trained=False)],
-        parameters=LabelSettings(images=EVIL, labels="b", workspace="w").model_dump(mode="json"),
-        versions={"rfss": "0.1.0"}, seconds={"ingest": 3.0, "segment": 400.0, "total": 7300.0},
-        warnings=[f"careful {EVIL}"], created="today",
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
     return render_report(content())
@@ -145,7 +88,7 @@ def page(files: dict[str, bytes]) -> Page:
 def test_the_page_is_self_contained(page: Page, files: dict[str, bytes]) -> None:
     assert page.references
     for reference in page.references:
-        assert reference.startswith(("data:image/png;base64,", "#")), reference
+        assert reference.startswith(("data:image/webp;base64,", "#")), reference
     source = files["index.html"].decode()
     assert "script" not in page.tags
     assert "link" not in page.tags
@@ -183,7 +126,7 @@ def test_pictures_lie_in_the_page_and_beside_it(page: Page, files: dict[str, byt
     assert {f"overlays/held-out-{rank}.png" for rank in ("best", "median", "worst")} < names
     assert "overlays/held-out-worst-support-2.png" in names
     assert "overlays/unlabelled-1.png" in names
-    assert len(page.images) == len(names) == 10
+    assert len(page.images) == len(names) == 15
     for name in names:
         Image.open(BytesIO(files[name])).verify()
 
@@ -213,11 +156,36 @@ def test_a_failed_gate_and_an_empty_run_are_shown() -> None:
 def test_long_queues_are_cut_and_say_so() -> None:
     many = {f"case{number:05}": 0.6 for number in range(700)}
     prediction = replace(content().prediction, predicted=dict(many), lower=dict(many))
-    found = render_report(content(prediction=prediction, decisions=dict.fromkeys(many, "review"), comparisons=[]))
-    page = found["index.html"].decode()
+    rare = content(prediction=prediction, decisions=dict.fromkeys(many, "review"), queue=[], comparisons=[])
+    page = render_report(rare)["index.html"].decode()
     assert "The first 500 of 700 cases" in page
     assert "case00499" in page
     assert "case00500" not in page
+
+
+def test_the_page_stays_small_for_thousands_of_cases() -> None:
+    measurements = [
+        replace(content().measurements[n % 12], case=f"case{n:05}", patient=f"p{n:05}") for n in range(5000)
+    ]
+    points = [replace(content().prediction.points[n % 12], case=f"case{n:05}") for n in range(5000)]
+    queue = [replace(content().queue[n % 12], case=f"new{n:05}", picture=None) for n in range(5000)]
+    prediction = replace(content().prediction, points=tuple(points))
+    many = content(measurements=measurements, prediction=prediction, queue=queue, acceptance=content().acceptance * 400)
+    assert len(render_report(many)["index.html"]) < 2 * 2**20
+
+
+def test_tables_have_headers_and_pictures_say_what_they_show(files: dict[str, bytes]) -> None:
+    source = files["index.html"].decode()
+    assert "<td>" not in re.sub(r"<tr><t[hd][^>]*>.*?</tr>", "", source)
+    assert all('scope="' in tag for tag in re.findall(r"<th\b[^>]*>", source))
+    assert len(re.findall(r'<img src="[^"]+" alt="[^"]{10,}"', source)) == source.count("<img")
+    assert all("aria-label=" in tag for tag in re.findall(r"<svg\b[^>]*>", source))
+    assert source.count("<svg") == 4
+
+
+def test_the_queue_says_what_to_review_and_why(page: Page) -> None:
+    for words in ("Expected gain", "0.0100", "rfss review export work --out review", f"why {EVIL}", "the image alone"):
+        assert words in page.text, words
 
 
 def test_the_same_content_gives_the_same_bytes_and_replaces_old_pictures(

@@ -51,6 +51,7 @@ def write_run_report(
     """Write ``report/index.html`` and its overlay pictures into the workspace."""
     names = {str(row.case_id): str(row.name) for row in manifest.cases[["case_id", "name"]].itertuples(index=False)}
     gallery = _Gallery(run, index, masks, names)
+    others = set(quality.decisions) - {row.case_id for row in queue.cases[:QUEUE_SHOWN]}
     content = ReportContent(
         dataset=summary.dataset.name,
         version=summary.dataset.version,
@@ -84,7 +85,7 @@ def write_run_report(
         by_class=quality.by_class,
         acceptance=quality.acceptance,
         review_command=f"rfss review export {shlex.quote(run.workspace.url)} --out review --n 10",
-        unlabelled=[gallery.pseudo_label(case_id) for case_id in _spread(sorted(quality.decisions), UNLABELLED_SHOWN)],
+        unlabelled=[gallery.pseudo_label(case_id) for case_id in _spread(sorted(others), UNLABELLED_SHOWN)],
         quarantine=[
             QuarantineRow(str(row.name), str(row.reason), str(row.message))
             for row in manifest.quarantine[["name", "reason", "message"]].itertuples(index=False)

@@ -158,7 +158,8 @@ def _plots(content: ReportContent, colours: dict[int, str]) -> dict[str, Markup]
             found[attribute] = box_plot(values, named, title, threshold)
     if content.prediction.points:
         found["calibration"] = calibration_plot(content.prediction.points, content.settings)
-    if content.acceptance:
+    # One point is no curve: without lower bounds either all are accepted or none.
+    if len(content.acceptance) > 1:
         found["acceptance"] = acceptance_plot(content.acceptance, content.settings)
     return {name: Markup(svg) for name, svg in found.items()}  # noqa: S704
 

@@ -33,7 +33,7 @@ from rfss_core.imaging.case import REVIEWED_SOURCE
 from rfss_core.imaging.output import write_atomically
 from rfss_core.settings import ImagingSettings
 from rfss_core.store import Manifest, Review, Reviews, Workspace
-from tasks.export import LATEST
+from tasks.label_files import LATEST
 from tasks.queue import QueuedCase, ReviewQueue
 
 

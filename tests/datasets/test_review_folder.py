@@ -30,12 +30,8 @@ def test_a_worklist_comes_back_as_it_was_filled_in(tmp_path: Path) -> None:
     text = write_worklist([case("a"), case("f/b"), case("c")])
     lines = text.splitlines()
     assert lines[0].endswith("reviewed,reviewer,note")
-    filled = [
-        lines[0],
-        lines[1].removesuffix(",,,") + ",Yes, Dr. A ,fine",
-        lines[2],
-        lines[3].removesuffix(",,,") + ",n,,",
-    ]
+    first, last = (lines[row].removesuffix(",,,") for row in (1, 3))
+    filled = [lines[0], f"{first},Yes, Dr. A ,fine", lines[2], f"{last},n,,"]
     expected = {
         "a": WorklistRow(case="a", reviewed="yes", reviewer="Dr. A", note="fine"),
         "f/b": WorklistRow(case="f/b", reviewed="", reviewer="", note=""),

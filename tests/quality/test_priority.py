@@ -21,9 +21,8 @@ def cohort(seed: int = 0, groups: tuple[int, ...] = (6, 3, 1)) -> list[Candidate
     found = []
     for group, size in enumerate(groups):
         predicted = 0.1 if group == len(groups) - 1 else 0.6
-        found += [
-            Candidate(f"g{group}c{n}", f"p{group}{n}", cloud(rng, centres[group]), predicted) for n in range(size)
-        ]
+        names = [f"{group}c{n}" for n in range(size)]
+        found += [Candidate(f"g{name}", f"p{name}", cloud(rng, centres[group]), predicted) for name in names]
     return found
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rfss_core.errors import InputError, SettingsError
-from rfss_core.quality import split_patients
+from rfss_core.quality import split_patients, with_reviewed
 
 patients = st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=60).filter(lambda names: len(set(names)) > 1)
 shares = st.floats(0.01, 0.99)
@@ -51,3 +51,15 @@ def test_too_few_patients_are_named(names: list[str]) -> None:
 def test_a_share_out_of_bounds_is_named(share: float) -> None:
     with pytest.raises(SettingsError, match=str(share)):
         split_patients(["a", "b"], share, 0)
+
+
+@given(patients, shares, seeds, st.lists(st.text(max_size=8)))
+def test_reviewed_patients_serve_and_are_never_held_out(
+    names: list[str], share: float, seed: int, reviewed: list[str]
+) -> None:
+    before = split_patients(names, share, seed)
+    after = with_reviewed(before, [*reviewed, names[0]])
+    assert after.held_out == before.held_out
+    assert before.support <= after.support
+    assert not after.support & after.held_out
+    assert after.support - before.support == set(reviewed) - set(names)

@@ -46,12 +46,16 @@ from rfss_core.quality import (
     predict_quality,
     rank_candidates,
 )
+from rfss_core.quality.evidence import SegmentedSlice, evidence_table
 from rfss_core.retrieval import Retriever, SupportSet
 from rfss_core.segmentation import load_segmenter
 from rfss_core.settings import QualitySettings, RetrievalSettings, SegmentationSettings
 
 ARMS = ("gain", "random", "lowest")
 """The review queue; random cases; the lowest predicted Dice first."""
+
+
+_THRESHOLD = SegmentationSettings.model_validate({}).object_score_threshold
 
 
 @dataclass(frozen=True)
@@ -117,23 +121,15 @@ class Bench:
         for case in queries:
             ids = [f"{case.name}:{z:05d}" for z in range(len(case.slices))]
             hits = retriever.search(case.vectors, ids, [case.patient] * len(ids), self._given.k, fewer=True)
-            results = self._segmenter.segment(case.slices, hits, known, volumes=[len(ids)], keep_logits=False)
+            results = self._segmenter.segment(case.slices, hits, known, volumes=[len(ids)], keep_logits=signals)
             labels = np.stack([result.labels for result in results])
             dice = mean_dice(labels, case.labels, list(self._classes))
             noted: dict[str, float] = {}
             if signals:
                 votes = self._fusion.segment(case.slices, hits, known, keep_logits=False)
-                fewest = min(len(hit.distances) for hit in hits)
-                noted = case_signals(
-                    SegmentedCase(
-                        labels=labels,
-                        classes=known.class_values,
-                        object_score=np.stack([result.object_score for result in results]),
-                        predicted_iou=np.stack([result.predicted_iou for result in results]),
-                        distances=np.stack([hit.distances[:fewest] for hit in hits]),
-                        fusion=np.stack([result.labels for result in votes]),
-                    )
-                )
+                slices = [SegmentedSlice(*parts) for parts in zip(results, votes, hits, strict=True)]
+                evidence = evidence_table(case.name, slices, known.class_values, _THRESHOLD)
+                noted = case_signals(SegmentedCase(labels=labels, classes=known.class_values, evidence=evidence))
             found.append(Labelled(case, dice, noted))
         return found
 

@@ -31,7 +31,8 @@ def show_summary(console: Console, summary: Summary) -> None:
     console.print(table)
     cases, decisions = summary.cases, summary.decisions
     console.print(
-        f"cases: {cases.labelled} labelled ({cases.support} support, {cases.held_out} held out), "
+        f"cases: {cases.labelled} labelled ({cases.support} support, {cases.held_out} held out"
+        f"{f', {cases.reviewed} reviewed' if cases.reviewed else ''}), "
         f"{cases.unlabelled} labelled by us, {cases.quarantined} set aside; {summary.slices} slices\n"
         f"decisions: {decisions.accept} accept, {decisions.review} review, {decisions.reject} reject",
         highlight=False,

@@ -158,6 +158,7 @@ class _Desk:
         self._reviews = Reviews(workspace.files)
         self._known = self._reviews.all()
         self._settings = _imaging_of(workspace)
+        self._dataset = self._exported_from()
         manifest = workspace.manifest()
         self._digests = _image_digests(manifest, self._known)
         if document.cases and not any(case.case_id in self._digests for case in document.cases):
@@ -223,18 +224,23 @@ class _Desk:
         return found
 
     def _pseudo_label(self, case: ReviewCase, grid: SourceGrid) -> npt.NDArray[np.uint8]:
+        if self._dataset is None:
+            raise StaleReviewError(
+                f"{case.name}: the workspace no longer holds the data set that it was exported from; export it again"
+            )
+        folder, paths = self._dataset
+        data = self._workspace.files.read_bytes(f"{folder}/{paths[case.case_id]}")
+        return _decoded(data, case, grid, self._settings)
+
+    def _exported_from(self) -> tuple[str, dict[str, str]] | None:
+        """Return folder and label paths of the data set that was exported; None where it is gone."""
         for key in self._workspace.files.names("datasets"):
-            manifest = f"datasets/{key}/manifest.json"
-            if not self._workspace.files.exists(manifest):
-                continue
-            dataset = read_dataset(f"{self._workspace.url}/datasets/{key}", verify=False)
-            if dataset.digest == self._document.dataset_digest:
-                entry = next(entry for entry in dataset.entries if entry.case == case.case_id)
-                data = self._workspace.files.read_bytes(f"datasets/{key}/{entry.label_path}")
-                return _decoded(data, case, grid, self._settings)
-        raise StaleReviewError(
-            f"{case.name}: the workspace no longer holds the data set that it was exported from; export it again"
-        )
+            folder = f"datasets/{key}"
+            if self._workspace.files.exists(f"{folder}/manifest.json"):
+                dataset = read_dataset(f"{self._workspace.url}/{folder}", verify=False)
+                if dataset.digest == self._document.dataset_digest:
+                    return folder, {entry.case: entry.label_path for entry in dataset.entries}
+        return None
 
 
 def _chosen(workspace: Workspace, queue: ReviewQueue, dataset: DatasetManifest, accepted: bool) -> list[QueuedCase]:

@@ -146,12 +146,11 @@ def _duration(seconds: float) -> str:
 def show_review_cases(console: Console, cases: Sequence[ReviewCase], out: Path, workspace: str) -> None:
     """Print the end of ``rfss review export``."""
     table = Table(title=f"Review these {len(cases)} pseudo-labels", title_justify="left")
-    for heading in ("rank", "case", "patient", "decision", "predicted Dice", "expected gain", "why"):
-        table.add_column(heading, justify="left" if heading in ("case", "patient", "decision", "why") else "right")
+    for heading in ("rank", "case", "decision", "predicted Dice", "expected gain"):
+        table.add_column(heading, justify="left" if heading in ("case", "decision") else "right")
     for case in cases[:CASES_SHOWN]:
-        words = [escape(word) for word in (case.name, case.patient, case.decision)]
         figures = [_plain(case.predicted_dice), _plain(case.expected_gain, 4)]
-        table.add_row(str(case.rank), *words, *figures, escape(case.reason))
+        table.add_row(str(case.rank), escape(case.name), escape(case.decision), *figures)
     console.print(table)
     if len(cases) > CASES_SHOWN:
         console.print(f"... and {len(cases) - CASES_SHOWN} more cases", highlight=False)

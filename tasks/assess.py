@@ -82,14 +82,15 @@ class Assessment:
         found: dict[str, tuple[CaseMeasurement, ...]] = {}
         for source in ("labels", "fusion"):
             own = table[table["source"] == source] if len(table) else table
-            groups = own.groupby("case_id", sort=True) if len(own) else []
+            groups: list[tuple[Any, pd.DataFrame]] = list(own.groupby("case_id", sort=True)) if len(own) else []
             found[source] = tuple(self._measurement(str(case), rows, patients) for case, rows in groups)
         return found
 
     def voxels(self, run: Run) -> tuple[VoxelPoint, ...]:
         """Return what levels of uncertainty are worth on the held-out cases; empty where the segmenter has none."""
         table = self._read(run, "voxels")
-        return voxel_curve(table.to_dict(orient="records")) if len(table) else ()
+        rows: list[dict[Any, Any]] = table.to_dict(orient="records")
+        return voxel_curve(rows) if len(rows) else ()
 
     def _measurement(self, case: str, rows: pd.DataFrame, patients: dict[str, str]) -> CaseMeasurement:
         by_slice: dict[int, list[ClassMetric]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +59,7 @@ class QualityOutcome:
     @property
     def slice_counts(self) -> dict[str, int]:
         """Number of unlabelled cases' slices by decision."""
-        counts = self.slices["decision"].value_counts() if len(self.slices) else {}
+        counts: dict[Any, int] = self.slices["decision"].value_counts().to_dict() if len(self.slices) else {}
         return {name: int(counts.get(name, 0)) for name in ("accept", "review", "reject")}
 
 

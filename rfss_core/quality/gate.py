@@ -157,9 +157,12 @@ class Gate:
             doubtful = sorted((dice, case) for case, dice in guessed.items() if dice is not None)
             empty = sorted(case for case, dice in guessed.items() if dice is None)
             if doubtful:
-                advice.append(f"Label next, by predicted Dice: {named(doubtful)}.")
+                advice.append(
+                    f"Lowest predicted Dice: {named(doubtful)}. `rfss review export` lists what to correct first."
+                )
             elif empty:
-                advice.append(f"Label next: {', '.join(evidence.names.get(case, case) for case in empty[:NAMED])}.")
+                listed = ", ".join(evidence.names.get(case, case) for case in empty[:NAMED])
+                advice.append(f"Without any mask: {listed}. `rfss review export` lists what to correct first.")
         if self._quarantined(evidence):
             advice.append("Mend or remove the cases that were set aside; the report lists the reasons.")
         if summary.patients < FEW_PATIENTS:

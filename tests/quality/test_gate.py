@@ -118,4 +118,4 @@ def test_a_failed_gate_says_what_to_label_next() -> None:
     verdict = Gate(SETTINGS).judge(summarise(cases, CLASSES, SETTINGS, 0), cases, evidence)
     assert not verdict.passed
     assert "Weakest class: RV" in verdict.advice[0]
-    assert "Label next, by predicted Dice: sub-07 (0.40), a (0.70)." in verdict.advice
+    assert any(line.startswith("Lowest predicted Dice: sub-07 (0.40), a (0.70).") for line in verdict.advice)

@@ -43,6 +43,7 @@ def test_summary_counts_everything_once(done: tuple[Path, Summary]) -> None:
         "held_out": 6,
         "unlabelled": 4,
         "quarantined": 0,
+        "reviewed": 0,
     }
     assert summary.slices == 16 * 3
     assert set(summary.held_out_dice) == {"1", "2", "mean"} == set(summary.held_out_hd95)

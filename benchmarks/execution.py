@@ -17,6 +17,7 @@ Ends with one line of key figures; exits 1 where a target is missed.
 from __future__ import annotations
 
 import argparse
+import logging
 import multiprocessing
 import resource
 import sys
@@ -204,6 +205,9 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Measure, print, and return the exit code."""
     given = parse()
+    # Prefect's logging shows what Dask tells its own developers.
+    for library in ("distributed", "prefect"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     ensure_prefect_server()
     rows: list[tuple[str, str, str, bool | None]] = []
 

@@ -6,6 +6,7 @@ import atexit
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import ExitStack
 
@@ -27,10 +28,14 @@ class PrefectServer:
     def __init__(self) -> None:
         # A session of its own: Ctrl-C goes to the terminal's whole process group, and the flow has yet to tell the
         # server that the run was interrupted.
+        # What it says is shown where it does not start; later it would speak into the command's own lines, at the end
+        # of which it may be told to stop in the middle of its bookkeeping.
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server
         self._process = subprocess.Popen(
             [sys.executable, "-m", "flows.server_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self._said,
             start_new_session=True,
             env={**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)},
         )
@@ -54,9 +59,11 @@ class PrefectServer:
                 pass
             time.sleep(POLL_S)
         self.stop()
+        self._said.seek(0)
+        said = self._said.read().decode(errors="replace").strip().splitlines()[-1:]
         raise ExecutionError(
             f"the embedded Prefect server did not start (exit code {self._process.returncode}, waited for up to "
-            f"{timeout_s:.0f} s); its message stands above. Set PREFECT_API_URL to use a server of your own"
+            f"{timeout_s:.0f} s{f': {said[0]}' if said else ''}). Set PREFECT_API_URL to use a server of your own"
         )
 
     def stop(self) -> None:

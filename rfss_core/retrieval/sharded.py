@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,14 @@ from rfss_core.retrieval.measuring import nearest_candidates
 from rfss_core.retrieval.stored_vectors import StoredVectors, nearest_among
 from rfss_core.retrieval.vectors import unit_vectors
 from rfss_core.settings.index import IndexSettings
+
+_AT_ONCE = 256
+"""Queries whose candidates are measured while FAISS searches for the next ones'."""
+
+_Part = tuple[npt.NDArray[np.int64], int, int]
+"""Queries, lists to search, candidates wanted of each."""
+_Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+"""FAISS's distances and rows."""
 
 
 class ShardedIndex:
@@ -142,10 +153,16 @@ class ShardedIndex:
         wanted = k * (factor or self.tuning.factor)
         indices = np.empty((len(queries), k), dtype=np.int64)
         distances = np.empty((len(queries), k), dtype=np.float32)
-        pending = [(np.arange(len(queries)), min(nprobe, self._coarse.nlist), wanted + 1)]
-        while pending:
-            members, lists, width = pending.pop()
-            rough, found = self._candidates(queries[members], lists, width, selector)
+        lists = min(nprobe, self._coarse.nlist)
+        pending = deque(
+            (np.arange(first, min(first + _AT_ONCE, len(queries))), lists, wanted + 1)
+            for first in range(0, len(queries), _AT_ONCE)
+        )
+
+        def look(part: _Part) -> _Found:
+            return self._candidates(queries[part[0]], part[1], part[2], selector)
+
+        for (members, lists, width), (rough, found) in self._ahead(pending, look):
             # One more candidate than wanted shows whether the last one is tied with the next.
             full = found[:, -1] >= 0
             tied = full & (rough[:, -1] <= rough[:, wanted - 1] + ROUNDING)
@@ -167,9 +184,27 @@ class ShardedIndex:
                 )
         return indices, distances
 
-    def _candidates(
-        self, queries: Vectors, nprobe: int, width: int, selector: Any
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    def _ahead(self, pending: deque[_Part], look: Callable[[_Part], _Found]) -> Iterator[tuple[_Part, _Found]]:
+        """Yield parts with what was found, while FAISS looks for the next one's; the caller may add parts."""
+        if len(pending) == 1:
+            while pending:
+                part = pending.popleft()
+                yield part, look(part)
+            return
+        # A thread begins with FAISS's own number of threads, not with the caller's.
+        threads = self._faiss.omp_get_max_threads()
+        with ThreadPoolExecutor(1, initializer=self._faiss.omp_set_num_threads, initargs=(threads,)) as pool:
+            coming: tuple[_Part, Future[_Found]] | None = None
+            while pending or coming is not None:
+                looked = coming
+                coming = None
+                if pending:
+                    part = pending.popleft()
+                    coming = (part, pool.submit(look, part))
+                if looked is not None:
+                    yield looked[0], looked[1].result()
+
+    def _candidates(self, queries: Vectors, nprobe: int, width: int, selector: Any) -> _Found:
         """Return FAISS's distances [n, width], rising, and rows [n, width]; -1 where the lists hold no more."""
         params = self._faiss.SearchParametersIVF(nprobe=nprobe, sel=selector)
         if self._on_gpus is not None and selector is None and width <= MOST_NEIGHBOURS:

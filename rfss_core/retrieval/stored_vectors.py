@@ -119,14 +119,13 @@ class StoredVectors:
         """
         flat = rows.ravel()
         found = scratch[: flat.size]
-        shard = np.searchsorted(self._firsts, flat, side="right") - 1
-        held = np.flatnonzero(np.bincount(shard, minlength=len(self._parts)))
-        if len(held) == 1:
-            self._parts[held[0]].take(flat - self._firsts[held[0]], axis=0, out=found, mode="clip")
-        else:
-            for number in held:
-                members = np.flatnonzero(shard == number)
-                found[members] = self._parts[number].take(flat[members] - self._firsts[number], axis=0)
+        # By rising row a file is read in one go, and from its beginning to its end.
+        order = np.argsort(flat)
+        rising = flat[order]
+        bounds = np.searchsorted(rising, self._firsts)
+        for part, start, low, high in zip(self._parts, self._firsts[:-1], bounds[:-1], bounds[1:], strict=True):
+            if low < high:
+                found[order[low:high]] = part.take(rising[low:high] - start, axis=0)
         widen(found, out.reshape(-1, self.dim))
         return out
 

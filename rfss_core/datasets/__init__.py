@@ -1,6 +1,5 @@
 """Pseudo-label data sets: manifest, export, provenance."""
 
-from rfss_core.datasets.export import export_nifti
 from rfss_core.datasets.manifest import DatasetEntry, DatasetManifest, dataset_table, read_dataset, write_dataset
 from rfss_core.datasets.provenance import PROVENANCE_SCHEMA, provenance_table
 
@@ -9,7 +8,6 @@ __all__ = [
     "DatasetEntry",
     "DatasetManifest",
     "dataset_table",
-    "export_nifti",
     "provenance_table",
     "read_dataset",
     "write_dataset",

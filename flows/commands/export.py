@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from flows.options import described
-from rfss_core.settings import ExportedDecision, ExportFormat, ExportSettings
+from rfss_core.settings import ExportFormat, ExportSettings
 
 
 def export(
@@ -19,8 +19,8 @@ def export(
         ExportFormat, typer.Option("--format", help=described("format", ExportSettings))
     ] = "nifti",
     decision: Annotated[
-        list[ExportedDecision] | None,
-        typer.Option("--decision", help="Pseudo-labels to export, may be repeated. Default: accept and review."),
+        list[str] | None,
+        typer.Option("--decision", help="accept, review or reject; may be repeated. Default: accept and review."),
     ] = None,
     ignore: Annotated[
         float | None,

@@ -22,6 +22,8 @@ from rfss_core.datasets.viewers import class_palette
 from rfss_core.settings import ExportSettings
 from rfss_core.store.durable import make_folders, sync
 
+_CHUNK = 512
+"""Pixels of a chunk's sides at most."""
 _SMALLEST = 128
 """Levels are halved in the plane while the longer side is above this."""
 
@@ -110,10 +112,10 @@ def _options(plane: tuple[int, ...], axes: str, scale: dict[str, float], unit: s
     """Return what images and label maps of one case share in ``ome_zarr.writer``."""
     from ome_zarr.format import FormatV05
 
-    side = max(plane)
+    longest = max(plane)
     factors: list[int] = []
-    while side > _SMALLEST:
-        side //= 2
+    while longest > _SMALLEST:
+        longest //= 2
         factors.append(2 ** (len(factors) + 1))
     return {
         "fmt": FormatV05(),
@@ -121,4 +123,6 @@ def _options(plane: tuple[int, ...], axes: str, scale: dict[str, float], unit: s
         "scale": {axis: scale.get(axis, 1.0) for axis in axes},
         "axes_units": None if unit is None else dict.fromkeys("zyx", unit),
         "scale_factors": factors,
+        # Viewers read slice by slice.
+        "storage_options": {"chunks": (1,) * (len(axes) - 2) + tuple(min(side, _CHUNK) for side in plane)},
     }

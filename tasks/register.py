@@ -11,17 +11,17 @@ from prefect import task
 
 from rfss_core.code import code_version
 from rfss_core.datasets import DatasetManifest
+from rfss_core.datasets.origin import LATEST
 from rfss_core.errors import TooFewSupportsError
 from rfss_core.imaging.case import REVIEWED_SOURCE
 from rfss_core.quality import METRICS_LIBRARY
 from rfss_core.store import Manifest
+from tasks.dataset_run import DatasetRecord, register_dataset
 from tasks.embed import Embeddings
 from tasks.index import SupportIndex
-from tasks.label_files import LATEST
 from tasks.quality import QualityOutcome
 from tasks.quality_files import FOLDER as QUALITY
 from tasks.queue import review_queue
-from tasks.registry import DatasetRecord, register_dataset
 from tasks.report import write_run_report
 from tasks.run import STAGE_TASK, ChunkReport, Run
 from tasks.segment import Masks

@@ -6,19 +6,25 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
+from rfss_core.datasets.reference import DatasetReference
 from rfss_core.store.files import Files
-from tasks.mlflow_data import PseudoLabelDataset, PseudoLabelSource
+from tasks.mlflow_data import DIGEST_DIGITS, PseudoLabelDataset, PseudoLabelSource, SupportSource
 from tasks.registry import CANDIDATE, DataRegistry, DatasetVersion
 from tasks.tracking import answering, tracking_uri
 
 EXPERIMENT = "rfss"
+ARTIFACTS = "dataset"
+"""Folder of manifest and card in the run's artifacts: what a version of the registry points at."""
+CONTEXT = "mlflow.data.context"
+MADE, SUPPORT = "pseudo-labels", "support"
+"""Contexts in which a labelling run's data sets are logged: what it made, and what it made it from."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +43,23 @@ class DatasetRecord:
     artifacts: Mapping[str, Sequence[str]]
     """Artifact folder in the run -> files below the workspace."""
     profile: Mapping[str, Any]
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Path in the run's artifacts -> text."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Of the version, besides those that every one has."""
+    support: SupportSource | None = None
+    """The support set that the pseudo-labels come from."""
+    support_digest: str = ""
+    description: str = ""
+    """Markdown that MLflow shows on the version's page."""
 
 
 @dataclass(frozen=True)
 class Registration:
     """Where it was registered."""
 
-    run_id: str
-    version: str
-    tracking_uri: str
+    version: DatasetVersion
+    registry: DataRegistry
 
 
 def register_dataset(record: DatasetRecord, workspace: Files) -> Registration:
@@ -70,7 +84,7 @@ def register_dataset(record: DatasetRecord, workspace: Files) -> Registration:
     registry = DataRegistry(uri)
     known = _find(registry, record)
     if known is not None:
-        return Registration(known.run_id, known.version, uri)
+        return _candidate(registry, known)
     with answering(uri):
         # The client's own methods: the fluent ones would set the tracking address for the whole process.
         client = registry.client
@@ -83,15 +97,24 @@ def register_dataset(record: DatasetRecord, workspace: Files) -> Registration:
             raise
         client.set_terminated(run_id)
     tags = {
+        **record.tags,
         "digest": record.digest,
         "status": record.status,
         "fingerprint": record.fingerprint,
         "address": record.address,
+        "support_digest": record.support_digest,
     }
-    version = registry.add(record.name, run_id, f"{run.info.artifact_uri}/dataset", tags)
-    if record.status == "accepted":
+    version = registry.add(record.name, run_id, f"{run.info.artifact_uri}/{ARTIFACTS}", tags)
+    if record.description:
+        registry.describe(version, record.description)
+    return _candidate(registry, version)
+
+
+def _candidate(registry: DataRegistry, version: DatasetVersion) -> Registration:
+    """Let an accepted version be the candidate: the last thing that a registration does."""
+    if version.status == "accepted" and registry.aliases(version.name).get(CANDIDATE) != version.version:
         registry.set_alias(version, CANDIDATE)
-    return Registration(run_id, version.version, uri)
+    return Registration(registry.find(DatasetReference(version.name, version=version.version)), registry)
 
 
 def _find(registry: DataRegistry, record: DatasetRecord) -> DatasetVersion | None:
@@ -127,10 +150,21 @@ def _log(client: MlflowClient, run_id: str, record: DatasetRecord, workspace: Fi
         for path in paths:
             with _local(workspace, path) as file:
                 client.log_artifact(run_id, str(file), folder)
+    for path, text in record.texts.items():
+        client.log_text(run_id, text, path)
+    # MLflow knows inputs of a run only; the context tells what came out from what went in.
     source = PseudoLabelSource(record.address)
-    dataset = PseudoLabelDataset(source, record.name, record.digest, dict(record.profile))
-    entity = Dataset(**dataset.to_dict())
-    client.log_inputs(run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", "pseudo-labels")])])
+    made = PseudoLabelDataset(source, record.name, record.digest, dict(record.profile))
+    inputs = [DatasetInput(made.entity(), [InputTag(CONTEXT, MADE)])]
+    if record.support is not None:
+        support = Dataset(
+            name=f"{record.name}.support",
+            digest=record.support_digest[:DIGEST_DIGITS],
+            source_type=SupportSource.TYPE,
+            source=record.support.to_json(),
+        )
+        inputs.append(DatasetInput(support, [InputTag(CONTEXT, SUPPORT)]))
+    client.log_inputs(run_id, datasets=inputs)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, Self
 
+import pandas as pd
 from mlflow.data.dataset import Dataset
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.entities import Dataset as DatasetEntity
@@ -12,6 +13,7 @@ from mlflow.entities import Dataset as DatasetEntity
 from rfss_core.datasets import PseudoLabelSet, load
 from rfss_core.datasets.manifest import JSON_NAME
 from rfss_core.errors import CorruptStoreError, RfssError
+from rfss_core.store import Workspace
 from rfss_core.store.files import Files
 
 DIGEST_DIGITS = 36
@@ -68,6 +70,52 @@ class PseudoLabelSource(DatasetSource):
     def from_dict(cls, source_dict: dict[Any, Any]) -> Self:
         """Rebuild the source from :meth:`to_dict`'s form."""
         return cls(source_dict["address"], source_dict.get("version"))
+
+
+class SupportSource(DatasetSource):
+    """The support set of a labelling run, as its workspace stores it.
+
+    Args:
+        workspace: folder or URL of the workspace.
+        key: key of stage index there.
+    """
+
+    TYPE = "rfss-support"
+
+    def __init__(self, workspace: str, key: str) -> None:
+        self.workspace = workspace
+        self.key = key
+
+    @staticmethod
+    def _get_source_type() -> str:
+        return SupportSource.TYPE
+
+    def load(self, **_: Any) -> pd.DataFrame:
+        """Read the table of support slices: one row a slice, with its case, patient, classes and digest.
+
+        Raises:
+            InputNotFoundError: the workspace is out of reach.
+            StoreError: it holds the support set no more.
+        """
+        return Workspace.open(self.workspace, create=False).stage("index", self.key).read_table("support", "slices")
+
+    @staticmethod
+    def _can_resolve(raw_source: Any) -> bool:  # noqa: ARG004
+        # Only a run knows its support set; no path means one.
+        return False
+
+    @classmethod
+    def _resolve(cls, raw_source: Any) -> Self:
+        raise NotImplementedError(f"'{raw_source}' names no support set; ask a run for its input")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {"workspace": self.workspace, "key": self.key}
+
+    @classmethod
+    def from_dict(cls, source_dict: dict[Any, Any]) -> Self:
+        """Rebuild the source from :meth:`to_dict`'s form."""
+        return cls(source_dict["workspace"], source_dict["key"])
 
 
 class PseudoLabelDataset(Dataset):

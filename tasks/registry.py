@@ -8,7 +8,7 @@ MLflow has no registry of data sets. Names, versions and aliases come from its *
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,9 @@ from tasks.tracking import DATABASE, answering, connect
 PREFIX = "rfss-dataset."
 CANDIDATE, CHAMPION = "candidate", "champion"
 """Aliases: what the gate accepted last, and what was promoted."""
-_KIND = "kind = 'dataset'"
+_KIND = "tags.kind = 'dataset'"
+_DESCRIPTION = 5000
+"""Characters that MLflow's database keeps of a description."""
 _MISSING = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 
 
@@ -67,13 +69,8 @@ class DataRegistry:
     def names(self) -> list[str]:
         """Return the names of all data sets, sorted."""
         with answering(self.uri):
-            found, token = [], None
-            while True:
-                page = self.client.search_registered_models(filter_string=f"tags.{_KIND}", page_token=token)
-                found += [model.name.removeprefix(PREFIX) for model in page if model.name.startswith(PREFIX)]
-                token = page.token
-                if not token:
-                    return sorted(found)
+            found = pages(lambda token: self.client.search_registered_models(_KIND, page_token=token))
+            return sorted(model.name.removeprefix(PREFIX) for model in found if model.name.startswith(PREFIX))
 
     def aliases(self, name: str) -> dict[str, str]:
         """Return alias -> version of a data set.
@@ -85,7 +82,7 @@ class DataRegistry:
             try:
                 model = self.client.get_registered_model(PREFIX + name)
             except MlflowException as error:
-                if error.error_code not in _MISSING:
+                if not missing(error):
                     raise
                 known = self.names()
                 listed = f"there are: {', '.join(known)}" if known else "there is none yet; run `rfss label` first"
@@ -100,13 +97,9 @@ class DataRegistry:
         """
         aliases = self.aliases(name)
         with answering(self.uri):
-            found, token = [], None
-            while True:
-                page = self.client.search_model_versions(f"name = '{PREFIX}{name}'", page_token=token)
-                found += [self._version(name, item, aliases) for item in page]
-                token = page.token
-                if not token:
-                    return sorted(found, key=lambda item: int(item.version), reverse=True)
+            found = pages(lambda token: self.client.search_model_versions(f"name = '{PREFIX}{name}'", page_token=token))
+            versions = [self._version(name, item, aliases) for item in found]
+            return sorted(versions, key=lambda item: int(item.version), reverse=True)
 
     def find(self, reference: DatasetReference) -> DatasetVersion:
         """Return the version that a reference means.
@@ -122,7 +115,7 @@ class DataRegistry:
                 try:
                     item = self.client.get_model_version(PREFIX + reference.name, version)
                 except MlflowException as error:
-                    if error.error_code not in _MISSING:
+                    if not missing(error):
                         raise
                 else:
                     return self._version(reference.name, item, aliases)
@@ -163,7 +156,9 @@ class DataRegistry:
                 self.client.set_model_version_tag(PREFIX + version.name, version.version, key, value)
 
     def describe(self, version: DatasetVersion, text: str) -> None:
-        """Set the text that MLflow shows on a version's page: its data card."""
+        """Set the text that MLflow shows on a version's page: its data card, as much of it as a store keeps."""
+        if len(text) > _DESCRIPTION:
+            text = f"{text[: _DESCRIPTION - 60].rstrip()}\n\n... the rest is in the artifact dataset/card.md"
         with answering(self.uri):
             self.client.update_model_version(PREFIX + version.name, version.version, description=text)
 
@@ -206,6 +201,27 @@ class DataRegistry:
         else:
             begin = f"'{reference}' names neither version nor alias; write {reference}@{CHAMPION} or {reference}/1"
         return f"{begin}; it has versions {listed or 'none'} and aliases {named}"
+
+
+def pages(fetch: Callable[[str | None], Any]) -> list[Any]:
+    """Return all items of a search that MLflow answers page by page.
+
+    Args:
+        fetch: asks for the page after a token; None: the first.
+    """
+    found: list[Any] = []
+    token = None
+    while True:
+        page = fetch(token)
+        found += list(page)
+        token = page.token
+        if not token:
+            return found
+
+
+def missing(error: MlflowException) -> bool:
+    """Return whether an error says that there is no such model, version or alias."""
+    return error.error_code in _MISSING
 
 
 def moved(address: str, uri: str) -> str:

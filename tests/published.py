@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from cohorts import save
 
 from rfss_core.datasets import DatasetEntry, DatasetManifest, write_dataset
+from rfss_core.datasets.card import CARD, UNKNOWN_STUDENT, student_section
 from rfss_core.datasets.origin import LATEST, ORIGIN, PUBLISH_STAGE, SEGMENT_STAGE, UNCERTAINTY
 from rfss_core.digest import digest_bytes
 from rfss_core.imaging import discover, estimate_window, read_image, source_digest
 from rfss_core.settings import ImagingSettings
 from rfss_core.store import Workspace
+from rfss_core.store.files import Files
+from tasks.dataset_run import ARTIFACTS, DatasetRecord
 from tasks.label_files import encoded
+from tasks.mlflow_data import SupportSource
 
 CLASSES = {1: "shell", 3: "core"}
 DECISIONS = ("accept", "accept", "review", "reject")
@@ -96,3 +101,26 @@ def publish_dataset(
 
 def _picture(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return rng.integers(0, 1000, shape).astype(np.int16)
+
+
+def record_of(published: Published, **changes: Any) -> DatasetRecord:
+    """Return what a run would register of a data set."""
+    manifest, files = published.manifest, Files(published.workspace)
+    card = f"# {manifest.name}\n\nA card.\n\n{student_section(UNKNOWN_STUDENT)}"
+    files.write_bytes(f"datasets/first/{CARD}", card.encode())
+    record = DatasetRecord(
+        name=manifest.name,
+        digest=manifest.digest,
+        status="accepted",
+        fingerprint=str(manifest.meta["fingerprint"]),
+        address=manifest.folder,
+        params={"k": 8, "support_slices": 18},
+        metrics={"held_out_dice.mean": 0.8},
+        artifacts={ARTIFACTS: [f"datasets/first/{name}" for name in ("manifest.json", "manifest.parquet", CARD)]},
+        profile={"cases": len(manifest.entries), "dice": 0.8},
+        tags={"held_out_dice": "0.8", "held_out_digest": "those"},
+        support=SupportSource(str(published.workspace), "none"),
+        support_digest="5" * 64,
+        description=card,
+    )
+    return replace(record, **changes)

@@ -13,38 +13,8 @@ from published import Published, publish_dataset
 
 from rfss_core.datasets import load
 from rfss_core.errors import CorruptStoreError, InputNotFoundError, SettingsError, UnknownDatasetError
-from rfss_core.store.files import Files
-from tasks.dataset_run import DatasetRecord, register_dataset
 
-
-def record_of(published: Published, dice: float = 0.8, status: str = "accepted") -> DatasetRecord:
-    manifest = published.manifest
-    return DatasetRecord(
-        name=manifest.name,
-        digest=manifest.digest,
-        status=status,
-        fingerprint=str(manifest.meta["fingerprint"]),
-        address=manifest.folder,
-        params={"k": 8},
-        metrics={"held_out_dice.mean": dice},
-        artifacts={"dataset": ["datasets/first/manifest.json", "datasets/first/manifest.parquet"]},
-        profile={"cases": len(manifest.entries), "dice": dice},
-    )
-
-
-@pytest.fixture(autouse=True)
-def _no_registry_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("MLFLOW_TRACKING_URI", "RFSS_WORKSPACE", "MLFLOW_RUN_ID"):
-        monkeypatch.delenv(variable, raising=False)
-
-
-@pytest.fixture(scope="module")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> Published:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        published = publish_dataset(tmp_path_factory.mktemp("registered"))
-        register_dataset(record_of(published), Files(published.workspace))
-    return published
+pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 def test_names_are_found_by_argument_and_by_environment(

@@ -64,6 +64,7 @@ def case_of(
         read_labels=partial(label_map, labels.shape, seed, values),
         find_source=partial(_found, source),
         modality=source.modality,
+        weight=1.0 if expert or predicted is None else predicted,
         entry=None if expert else entry,
     )
 

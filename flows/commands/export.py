@@ -8,12 +8,20 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from flows.commands.datasets import Registry
 from flows.options import described
+from rfss_core.datasets.reference import is_folder
 from rfss_core.settings import ExportFormat, ExportSettings
 
 
 def export(
-    workspace: Annotated[str, typer.Argument(help="Workspace of a finished run.")],
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATASET",
+            help="Workspace of a finished run (its latest data set), or a registered NAME@ALIAS or NAME/VERSION.",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write; new, empty, or of the same export.")],
     format: Annotated[  # noqa: A002 - the option's name
         ExportFormat, typer.Option("--format", help=described("format", ExportSettings))
@@ -37,6 +45,7 @@ def export(
         str | None,
         typer.Option("--images", help="dicom-seg: folder of the series that were labelled. Default: where they were."),
     ] = None,
+    workspace: Registry = None,
     concepts: Annotated[
         Path | None,
         typer.Option("--concepts", help="dicom-seg: YAML file, class name to [code value, coding scheme, meaning]."),
@@ -59,7 +68,13 @@ def export(
         },
         concepts,
     )
+    registry = None
+    if not is_folder(reference):
+        from tasks.tracking import registry_uri
+
+        registry = registry_uri(workspace)
     console = Console()
     with TerminalProgress(console) as bars:
-        report = export_dataset(workspace, out, settings, images, EventStream([bars]))
+        events = EventStream([bars])
+        report = export_dataset(reference, out, settings, images=images, registry=registry, events=events)
     show_export(console, report)

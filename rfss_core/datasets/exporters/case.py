@@ -40,6 +40,8 @@ class ExportCase:
     """Returns the files that the image came from, checked to be the ones that were labelled; raises ``CaseError``."""
     modality: str = UNKNOWN
     body_part: str = UNKNOWN
+    weight: float = 1.0
+    """Confidence, 0 to 1; 1 for an expert's label map."""
     entry: DatasetEntry | None = None
     """The pseudo-label's line of the data set's manifest; None for an expert's label map."""
 
@@ -62,13 +64,6 @@ class ExportCase:
     def grid(self) -> SourceGrid:
         """The source's grid."""
         return self.stored.grid
-
-    @property
-    def weight(self) -> float:
-        """Confidence, 0 to 1: 1 for an expert's or a reviewed label map and where nothing was predicted."""
-        if self.predicted_dice is None:
-            return 1.0
-        return min(1.0, max(0.0, self.predicted_dice))
 
 
 @dataclass(frozen=True)

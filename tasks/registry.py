@@ -137,7 +137,7 @@ class DataRegistry:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
             item = self.client.create_model_version(
-                PREFIX + name, source, run_id=run_id, tags=dict(tags), await_creation_for=None
+                PREFIX + name, source, run_id=run_id, tags=dict(tags), await_creation_for=0
             )
             return self._version(name, item, {})
 

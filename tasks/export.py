@@ -17,7 +17,7 @@ from rfss_core.datasets.exporters import EXPORTERS, ExportCase, ExportReport, Ex
 from rfss_core.datasets.ignore import IGNORE
 from rfss_core.datasets.manifest import JSON_NAME
 from rfss_core.datasets.origin import LATEST
-from rfss_core.datasets.reference import is_folder
+from rfss_core.datasets.reference import DatasetReference, is_folder
 from rfss_core.errors import InputError, InputNotFoundError, StoreError, UnreadableImageError
 from rfss_core.events import ChunkFinished, EventStream, StageFinished, StageStarted
 from rfss_core.imaging import CaseSource, discover, read_image
@@ -62,12 +62,14 @@ def export_dataset(
     events = events or EventStream()
     begin = time.perf_counter()
     content = DatasetContent(_load(reference, registry), settings, images).collect()
-    events.emit(StageStarted(STAGE, len(content.cases), 0, "cases"))
+
+    def begun() -> None:
+        events.emit(StageStarted(STAGE, len(content.cases), 0, "cases"))
 
     def done(case: ExportCase) -> None:
         events.emit(ChunkFinished(STAGE, case.id, case.stored.n_slices, 0.0, 0.0, 0.0))
 
-    report = export_cases(content, EXPORTERS[settings.format](settings), out, settings, done)
+    report = export_cases(content, EXPORTERS[settings.format](settings), out, settings, done, begun)
     events.emit(StageFinished(STAGE, time.perf_counter() - begin, f"{len(report.manifest['cases'])} cases"))
     return report
 
@@ -77,6 +79,12 @@ def _load(reference: str | Path, registry: str | None) -> PseudoLabelSet:
         workspace = Workspace.open(reference, create=False)
         if not workspace.files.exists(LATEST):
             raise InputNotFoundError(f"workspace '{workspace.url}' holds no data set yet; run `rfss label` first")
+    elif not is_folder(reference):
+        named = DatasetReference.parse(str(reference))
+        if named.alias is None and named.version is None:
+            raise InputNotFoundError(
+                f"there is no folder '{reference}'; a registered data set is named NAME@ALIAS or NAME/VERSION"
+            )
     return load(reference, registry=registry, verify="labels", log_input=False)
 
 
@@ -103,9 +111,14 @@ def export_settings(values: dict[str, Any], concepts: Path | None = None) -> Exp
         return ExportSettings.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
+        if first["loc"][:1] == ("concepts",):
+            name = first["loc"][1] if len(first["loc"]) > 1 else "CLASS"
+            raise InputError(
+                f"concepts: '{concepts}' must hold lines such as {name}: [code value, coding scheme, meaning]"
+            ) from error
         where = ".".join(str(part) for part in first["loc"][:2])
         message = first["msg"].removeprefix("Value error, ")
-        shown = f", got {first['input']!r}" if where and where != "concepts" else ""
+        shown = f", got {first['input']!r}" if where else ""
         raise InputError(f"{where + ': ' if where else ''}{message}{shown}") from error
 
 

@@ -69,7 +69,7 @@ def export(
         concepts,
     )
     registry = None
-    if not is_folder(reference):
+    if not is_folder(reference) and ("@" in reference or "/" in reference):
         from tasks.tracking import registry_uri
 
         registry = registry_uri(workspace)

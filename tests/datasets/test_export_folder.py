@@ -154,6 +154,8 @@ def test_a_taken_folder_is_refused(tmp_path: Path, cases: list[ExportCase]) -> N
     (tmp_path / "full" / "thesis.tex").write_text("do not touch")
     with pytest.raises(InputError, match="holds other files"):
         export(cases, tmp_path / "full")
+    with pytest.raises(InputError, match="cannot be made"):
+        export(cases, tmp_path / "file" / "below")
     assert files_of(tmp_path / "full") == {"thesis.tex": b"do not touch"}
 
 

@@ -127,6 +127,7 @@ def test_evaluate_writes_its_contract(cohort: Path, tmp_path: Path) -> None:
         ),
         (["status", "{tmp}/w"], "no RFSS workspace"),
         (["export", "{tmp}/w", "--out", "{tmp}/o"], "no RFSS workspace"),
+        (["export", "nowhere", "--out", "{tmp}/o"], "no folder 'nowhere'"),
         (["export", "{tmp}/w"], "--out"),
         (["export", "{tmp}/w", "--out", "{tmp}/o", "--decision", "perhaps"], "perhaps"),
         (["export", "{tmp}/w", "--out", "{tmp}/o", "--format", "vtk"], "vtk"),
@@ -135,7 +136,7 @@ def test_evaluate_writes_its_contract(cohort: Path, tmp_path: Path) -> None:
         (["export", "{tmp}/w", "--out", "{tmp}/o", "--held-out-as-test"], "add --with-expert"),
         (["export", "{tmp}/w", "--out", "{tmp}/o", "--format", "dicom-seg", "--concepts", "{tmp}/no.yaml"], "no.yaml"),
         (["export", "{tmp}/w", "--out", "{tmp}/o", "--format", "dicom-seg", "--concepts", "{tmp}/broken.yaml"], "YAML"),
-        (["export", "{tmp}/w", "--out", "o", "--format", "dicom-seg", "--concepts", "{tmp}/odd.yaml"], "s.colour: "),
+        (["export", "{tmp}/w", "--out", "o", "--format", "dicom-seg", "--concepts", "{tmp}/odd.yaml"], "lines such as"),
         (["frobnicate"], "frobnicate"),
     ],
 )  # fmt: skip

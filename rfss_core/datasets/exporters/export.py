@@ -55,6 +55,7 @@ def export_cases(
     out: Path,
     settings: ExportSettings,
     done: Callable[[ExportCase], None] = lambda _: None,
+    begun: Callable[[], None] = lambda: None,
 ) -> ExportReport:
     """Export a set of cases.
 
@@ -67,6 +68,7 @@ def export_cases(
         out: folder to write.
         settings: what the content was chosen by.
         done: called after each case.
+        begun: called when nothing forbids the export and the first case is next.
 
     Raises:
         InputError: the folder is taken, no case can be exported, or the format cannot hold this set.
@@ -81,6 +83,7 @@ def export_cases(
         return ExportReport(folder.target, existing, _left_out(existing), len(existing["cases"]), True)
     written, left_out, resumed = [], [], 0
     with folder.open():
+        begun()
         for case in content.cases:
             known = folder.written(case.id)
             if known is not None:
@@ -95,7 +98,6 @@ def export_cases(
                     written.append(WrittenCase(case, folder.record(case.id, files), files.detail))
             done(case)
         if not written:
-            folder.discard()
             raise InputError(f"no case can be exported as {settings.format}; first reason: {left_out[0].message}")
         exporter.finish(written, content, folder.partial)
         manifest = folder.publish(

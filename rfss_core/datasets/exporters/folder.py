@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -21,6 +22,7 @@ MANIFEST = "rfss-export.json"
 """Name of an export's manifest, the last file to appear."""
 _WORK = ".rfss-work"
 """Folder, in an unfinished export, of what is needed to go on with it."""
+_FULL_CODES = {errno.ENOSPC, errno.EDQUOT}
 _FULL = "no space is left to write '{}'; free some and start the same command again: finished cases are kept"
 
 
@@ -66,12 +68,21 @@ class ExportFolder:
     def open(self) -> Iterator[None]:
         """Hold the unfinished folder for this process; files of another export in it are removed.
 
+        Where the work inside ends in an :class:`InputError` and no case is finished, nothing is left behind.
+
         Raises:
-            InputError: another process is exporting to the same place.
+            InputError: another process is exporting to the same place, or the folder cannot be made.
             StoreError: the folder cannot be written.
         """
         with _writing(self.partial):
-            make_folders(self.partial / _WORK / "cases")
+            try:
+                make_folders(self.partial / _WORK / "cases")
+            except OSError as error:
+                if error.errno in _FULL_CODES:
+                    raise
+                raise InputError(
+                    f"'{self.target}' cannot be made ({error.strerror or error}); name another folder with --out"
+                ) from error
             with (self.partial / _WORK / "lock").open("w") as lock:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,7 +91,12 @@ class ExportFolder:
                         f"another process is exporting to '{self.target}'; wait for it, or name another folder"
                     ) from error
                 self._begin()
-                yield
+                try:
+                    yield
+                except InputError:
+                    if not any((self.partial / _WORK / "cases").iterdir()):
+                        shutil.rmtree(self.partial)
+                    raise
 
     def written(self, case_id: str) -> tuple[dict[str, str], dict[str, Any]] | None:
         """Return files and detail of a case that an earlier try finished and that is still sound."""
@@ -107,8 +123,7 @@ class ExportFolder:
 
         Args:
             manifest: all but ``files``, ``fingerprint`` and ``digest``.
-            case_files: paths of the cases' files; what is neither theirs nor in the folder's top or the format's
-                own files was left by a killed writer.
+            case_files: paths of the cases' files. Temporary files of a killed writer are removed.
 
         Returns:
             The manifest as written.
@@ -131,10 +146,6 @@ class ExportFolder:
         self.partial.replace(self.target)
         sync(self.target.parent)
         return whole
-
-    def discard(self) -> None:
-        """Remove the unfinished folder."""
-        shutil.rmtree(self.partial, ignore_errors=True)
 
     def _begin(self) -> None:
         plan = self.partial / _WORK / "plan.json"
@@ -219,9 +230,7 @@ def _writing(place: Path) -> Iterator[None]:
     except (InputError, StoreError):
         raise
     except OSError as error:
-        import errno
-
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL_CODES:
             raise StorageFullError(_FULL.format(place)) from error
         raise StoreError(
             f"'{place}' cannot be written: {error.strerror or error}; check the folder's rights"

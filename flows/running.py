@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from prefect.exceptions import TerminationSignal
+
 from flows.session import terminal_listener
 from rfss_core.errors import StoreError, WorkspaceLostError
 from rfss_core.events import EventStream
@@ -53,6 +55,6 @@ def open_run(settings: LabelSettings) -> Iterator[Run]:
         except BaseException as error:
             # A full disk must not hide behind its own consequence.
             with suppress(StoreError):
-                state.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
+                state.end("stopped" if isinstance(error, (KeyboardInterrupt, TerminationSignal)) else "failed")
             raise
         state.end("finished")

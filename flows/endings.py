@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
@@ -35,6 +36,8 @@ def with_reasons(function: Callable[P, R]) -> Callable[P, R]:
             log.debug("the run ends", exc_info=True)
             return cast("R", Failed(name=failure_name(error), message=str(error), data=error))
 
+    # Prefect builds the form from the annotations, and would look their names up in this module.
+    reasoned.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
     return reasoned
 
 

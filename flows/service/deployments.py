@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from prefect import Flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
@@ -127,7 +128,10 @@ def _deployment(served: Served, nightly: Nightly) -> RunnerDeployment:
         parameters = nightly.parameters or {}
         schedules = [nightly.schedule(active=nightly.parameters is not None)]
     elif known is not None:
-        schedules = list(known.schedules)
+        kept = ("schedule", "active", "parameters", "slug", "max_scheduled_runs")
+        schedules = [
+            DeploymentScheduleCreate(**{name: getattr(each, name) for name in kept}) for each in known.schedules
+        ]
     deployment: Any = flow.to_deployment(
         name=served.name,
         description=served.description,

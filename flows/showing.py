@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from PIL import Image
-from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from rfss_core.store import Manifest
 from rfss_core.store.files import Files
@@ -49,8 +49,9 @@ def show_end(run: Run, summary: Summary, drifted: Sequence[str]) -> None:
     """Put figures, pictures and links into the UI, and tell automations what happened."""
     _try(create_table_artifact, run.throughput.table(), key="rfss-stages", description="Work of each stage in this run")
     _try(create_table_artifact, _held_out(summary), key="rfss-held-out", description="Quality on held-out patients")
-    for rank in RANKS:
-        _show_picture(run.workspace.files, rank, summary)
+    if pictures := _pictures(run.workspace.files, summary):
+        text = "Best, median and worst held-out case"
+        _try(create_markdown_artifact, pictures, key="rfss-overlays", description=text)
     _try(create_markdown_artifact, _text(run, summary, drifted), key="rfss-summary", description="Summary of the run")
     if summary.dataset.status == "rejected":
         _tell(GATE_FAILED, summary, summary.gate)
@@ -78,18 +79,26 @@ def mlflow_links(run_id: str | None) -> dict[str, str]:
     }
 
 
-def _show_picture(files: Files, rank: str, summary: Summary) -> None:
-    path = f"report/overlays/held-out-{rank}.png"
-    if not files.exists(path):
-        return
+def _pictures(files: Files, summary: Summary) -> str:
+    """Return the held-out cases' pictures as a Markdown page; empty where the report has none."""
+    parts = []
+    for rank in RANKS:
+        path = f"report/overlays/held-out-{rank}.png"
+        if files.exists(path):
+            parts.append(f"## {rank.capitalize()} held-out case\n\n![{rank} held-out case]({_data_url(files, path)})\n")
+    if not parts:
+        return ""
+    intro = f"Held-out cases of {summary.dataset.name}: pseudo-label filled, expert's label dashed.\n\n"
+    return intro + "\n".join(parts)
+
+
+def _data_url(files: Files, path: str) -> str:
     # In the artifact itself: a browser that shows Prefect's page may not open files, and MLflow may ask for a password.
     picture = io.BytesIO()
     with Image.open(io.BytesIO(files.read_bytes(path))) as image:
         image.thumbnail((SIDE, SIDE))
         image.convert("RGB").save(picture, format="WEBP", quality=85)
-    source = f"data:image/webp;base64,{base64.b64encode(picture.getvalue()).decode()}"
-    text = f"The {rank} held-out case of {summary.dataset.name}: pseudo-label filled, expert's label dashed"
-    _try(create_image_artifact, source, key=f"rfss-overlay-{rank}", description=text)
+    return f"data:image/webp;base64,{base64.b64encode(picture.getvalue()).decode()}"
 
 
 def _held_out(summary: Summary) -> list[dict[str, Any]]:

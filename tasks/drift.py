@@ -9,8 +9,8 @@ from tasks.segment import STAGE as SEGMENT_STAGE
 from tasks.segment import Masks
 from tasks.summary import Summary
 
-FEWEST = 20
-"""Slices on either side below which a share says nothing."""
+FEWEST = {True: 100, False: 20}
+"""Slices below which a share says nothing: held-out ones, which make the yardstick, and unlabelled ones."""
 QUANTILE = 0.99
 
 
@@ -43,7 +43,7 @@ def drift(run: Run, masks: Masks, summary: Summary, before: Summary | None) -> l
 def distant_share(run: Run, masks: Masks) -> float | None:
     """Return the share of unlabelled slices beyond the held-out slices' 99th percentile of the nearest distance.
 
-    None with fewer than :data:`FEWEST` slices on either side. Distances are squared L2 of the embeddings.
+    None with fewer than :data:`FEWEST` slices. Distances are squared L2 of the embeddings.
     """
     store = run.workspace.stage(SEGMENT_STAGE, masks.key)
     sides: dict[bool, list[float]] = {True: [], False: []}
@@ -52,9 +52,11 @@ def distant_share(run: Run, masks: Masks) -> float | None:
         table = store.read_table(unit.id, "slices")
         if table.empty:
             continue
+        # One row a slice and class.
+        table = table.drop_duplicates(["case_id", "slice"])
         for case_id, distances in zip(table["case_id"], table["distances"], strict=True):
             if case_id in held_out and len(distances):
                 sides[held_out[case_id]].append(float(np.min(distances)))
-    if min(len(side) for side in sides.values()) < FEWEST:
+    if any(len(side) < FEWEST[held_out] for held_out, side in sides.items()):
         return None
     return float(np.mean(np.asarray(sides[False]) > np.quantile(sides[True], QUANTILE)))

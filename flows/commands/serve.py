@@ -106,9 +106,16 @@ def local_timezone() -> str:
 
 def _automations(console: Any, api: str, webhook: str | None) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
+    from rich.markup import escape
 
     from flows.service.automations import set_up
+    from rfss_core.errors import ExecutionError
 
     with temporary_settings({PREFECT_API_URL: api}):
-        for line in set_up(webhook):
+        try:
+            lines = set_up(webhook)
+        except ExecutionError as error:
+            # Runs can be labelled without them.
+            lines = [f"[yellow]none set up: {escape(str(error))}[/]"]
+        for line in lines:
             console.print(f"{'Automation':<12} {line}")

@@ -76,8 +76,9 @@ def _set_up(client: SyncPrefectClient, document: dict[str, Any], block: str | No
     if not known:
         client.create_automation(fresh)
         return f"set up '{name}'"
-    fresh = fresh.model_copy(update={"enabled": known[0].enabled})
-    client.request("PUT", "/automations/{id}", json=fresh.model_dump(mode="json"), path_params={"id": known[0].id})
+    # A model that was validated with it: the client leaves out what was not given.
+    fresh = AutomationCore.model_validate({**document, "actions": actions, "enabled": known[0].enabled})
+    client.update_automation(known[0].id, fresh)
     return f"brought up to date '{name}'" + ("" if fresh.enabled else " (switched off)")
 
 

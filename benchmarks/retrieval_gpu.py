@@ -100,8 +100,8 @@ class Comparison:
             )
         spread = {side: trained[side].far for side in trained}
         print(
-            f"{kind}: train {plan.nlist} lists: cpu {seconds['cpu']:.2f} s, gpu {seconds['gpu']:.2f} s; 99th percentile "
-            f"of the distance to a list: cpu {spread['cpu']:.5f}, gpu {spread['gpu']:.5f}"
+            f"{kind}: train {plan.nlist} lists: cpu {seconds['cpu']:.2f} s, gpu {seconds['gpu']:.2f} s; 99th "
+            f"percentile of the distance to a list: cpu {spread['cpu']:.5f}, gpu {spread['gpu']:.5f}"
         )
         if abs(spread["gpu"] - spread["cpu"]) > 0.05 * spread["cpu"]:
             self.wrong.append(f"{kind}: lists trained on the GPU fit worse than the CPU's")

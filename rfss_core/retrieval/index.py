@@ -118,8 +118,9 @@ class FlatIndex:
         # One more than k shows whether the k-th distance is tied with the next.
         width = min(k + 1, rows)
         while True:
-            fits = self._on_gpus is not None and params is None and width <= MOST_NEIGHBOURS
-            index = self._on_gpus if fits else self._index
+            index = self._index
+            if self._on_gpus is not None and params is None and width <= MOST_NEIGHBOURS:
+                index = self._on_gpus
             rough, found = index.search(np.ascontiguousarray(queries, dtype=np.float32), width, params=params)
             if width == rows or not np.any(rough[:, width - 1] <= rough[:, k - 1] + ROUNDING):
                 return self._ordered(queries, found, k)

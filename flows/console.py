@@ -74,10 +74,11 @@ def show_conversion(console: Console, result: Conversion) -> None:
     """Print the end of ``rfss data convert``."""
     layout, folder = result.layout, escape(str(result.folder))
     classes = ", ".join(f"{value} {name}" for value, name in layout.classes.items())
+    problems = f"{len(result.left_out)} problem{'' if len(result.left_out) == 1 else 's'}"
     console.print(
         f"{layout.name}: {result.labelled} labelled and {result.unlabelled} unlabelled images of {result.patients} "
-        f"patients are in {folder} ({result.resumed} were there before, {result.linked} files linked, "
-        f"{len(result.left_out)} problem{'' if len(result.left_out) == 1 else 's'})\nclasses: {classes}\ncite: {layout.citation}; terms: {layout.terms}",
+        f"patients are in {folder} ({result.resumed} were there before, {result.linked} files linked, {problems})\n"
+        f"classes: {classes}\ncite: {layout.citation}; terms: {layout.terms}",
         highlight=False,
         soft_wrap=True,
     )

@@ -135,7 +135,7 @@ def tune(index: ShardedIndex, k: int, settings: IndexSettings, threads: int | No
 def _lists(
     enough: Callable[[int, int], float | None], nlist: int, factor: int, fixed: int | None
 ) -> tuple[int, float | None]:
-    """Return the least number of lists that is enough, to a quarter of itself, and the recall measured there."""
+    """Return the least number of lists that is enough, to an eighth of itself, and the recall measured there."""
     if fixed is not None:
         return min(fixed, nlist), enough(min(fixed, nlist), factor)
     low, high = 0, 1
@@ -143,7 +143,7 @@ def _lists(
         if high == nlist:
             return nlist, None
         low, high = high, min(2 * high, nlist)
-    while high - low > max(1, low // 4):
+    while high - low > max(1, low // 8):
         middle = (low + high) // 2
         found = enough(middle, factor)
         if found is None:

@@ -232,10 +232,12 @@ class ShardedIndex:
     def _candidates(self, part: _Part, selector: Any) -> _Found:
         """Return FAISS's distances [n, width], rising, and rows [n, width]; -1 where the lists hold no more."""
         params = self._faiss.SearchParametersIVF(nprobe=part.lists, sel=selector)
-        if part.near is None:
+        if part.near is None and self._on_gpus is not None:
             rough, found = self._on_gpus.search(part.queries, part.width, params=params)
             return rough, found
-        lists, near = (np.ascontiguousarray(each) for each in part.near)
+        lists, near = (
+            np.ascontiguousarray(each) for each in part.near or self._coarse.nearest(part.queries, part.lists)
+        )
         rough = np.empty((len(part.queries), part.width), dtype=np.float32)
         found = np.empty((len(part.queries), part.width), dtype=np.int64)
         pointer = self._faiss.swig_ptr

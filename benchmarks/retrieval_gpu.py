@@ -42,8 +42,9 @@ DIM = 384
 K = 16
 BATCH = 1024
 RUN = 32
-LEAST_SAME = 0.9999
-"""Share of equal neighbours: a query whose last list, or last candidate, is tied may look elsewhere on a GPU."""
+LEAST_SAME = {"ivf-pq": 0.99}
+"""Share of equal neighbours, else 0.9999: a query whose last list, or last candidate, is tied may look elsewhere on a
+GPU. A product quantiser's distances are float16 there."""
 KINDS = ("flat", "ivf-flat", "ivf-sq8", "ivf-pq")
 Result = TypeVar("Result")
 
@@ -136,7 +137,7 @@ class Comparison:
             same = float(np.mean(rows == again))
             largest = float(np.abs(distances - as_well).max())
             print(f"{kind}: search{name}: {100 * same:.3f} % of the rows equal, distances to {largest:.1e}")
-            if same < LEAST_SAME:
+            if same < LEAST_SAME.get(kind, 0.9999):
                 self.wrong.append(f"{kind}: {100 * (1 - same):.3f} % of the neighbours{name} differ")
         rates = speed(cpu, self.queries), speed(gpu, self.queries)
         print(f"{kind}: search: cpu {rates[0]:.0f} queries/s, gpu {rates[1]:.0f} queries/s", flush=True)

@@ -208,7 +208,7 @@ class ShardedIndex:
         for first in range(0, len(members), _ASSIGNED):
             block = members[first : first + _ASSIGNED]
             asked = queries[block]
-            if self._searched_on_gpus(width, selector):
+            if self._searched_on_gpus(lists, width, selector):
                 parts.append(_Part(block, asked, lists, width, None))
                 continue
             # All at once: FAISS multiplies matrices only from some hundred queries on.
@@ -221,13 +221,14 @@ class ShardedIndex:
     def _each(self, settle: Callable[[_Part], list[_Part]], parts: list[_Part]) -> list[list[_Part]]:
         """Settle parts side by side, each in one thread: while one measures in Python, another's lists are read."""
         threads = min(self._faiss.omp_get_max_threads(), len(parts))
-        if threads == 1 or parts[0].near is None:
+        # FAISS's GPU indexes share their scratch memory: one search at a time.
+        if threads == 1 or any(part.near is None for part in parts):
             return [settle(part) for part in parts]
         with ThreadPoolExecutor(threads, initializer=self._faiss.omp_set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(settle, parts))
 
-    def _searched_on_gpus(self, width: int, selector: Any) -> bool:
-        return self._on_gpus is not None and selector is None and width <= MOST_NEIGHBOURS
+    def _searched_on_gpus(self, lists: int, width: int, selector: Any) -> bool:
+        return self._on_gpus is not None and selector is None and max(lists, width) <= MOST_NEIGHBOURS
 
     def _candidates(self, part: _Part, selector: Any) -> _Found:
         """Return FAISS's distances [n, width], rising, and rows [n, width]; -1 where the lists hold no more."""

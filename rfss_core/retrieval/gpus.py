@@ -21,8 +21,8 @@ def gpu_count() -> int:
 def on_gpus(index: Any) -> Any:
     """Return a copy of a FAISS index on one GPU, or spread over all of them where there are several.
 
-    Vectors are stored as they are (no float16), so distances equal the CPU's up to rounding; but for product quantisers,
-    whose tables of a query fit into a GPU's shared memory only as float16.
+    Vectors are stored as they are (no float16), so distances equal the CPU's up to rounding, but for product
+    quantisers, whose tables of a query fit into a GPU's shared memory only as float16.
     """
     import faiss
 

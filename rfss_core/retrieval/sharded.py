@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -150,7 +151,7 @@ class ShardedIndex:
         k: int,
         allowed: npt.NDArray[np.bool_] | None,
         nprobe: int,
-        factor: int | None = None,
+        factor: float | None = None,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Search so many inverted lists: what :meth:`search` does, with its choices made by the caller (tuning).
 
@@ -169,7 +170,7 @@ class ShardedIndex:
         selector = None
         if allowed is not None:
             selector = self._faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-        wanted = k * (factor or self.tuning.factor)
+        wanted = math.ceil(k * (factor or self.tuning.factor))
         indices = np.empty((len(queries), k), dtype=np.int64)
         distances = np.empty((len(queries), k), dtype=np.float32)
         nlist = self._coarse.nlist

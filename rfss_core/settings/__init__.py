@@ -17,6 +17,9 @@ from rfss_core.errors import InputNotFoundError, SettingsError
 from rfss_core.settings.base import SettingsModel
 from rfss_core.settings.embedding import EmbeddingSettings as EmbeddingSettings
 from rfss_core.settings.execution import ExecutionSettings as ExecutionSettings
+from rfss_core.settings.export import ExportedDecision as ExportedDecision
+from rfss_core.settings.export import ExportFormat as ExportFormat
+from rfss_core.settings.export import ExportSettings as ExportSettings
 from rfss_core.settings.imaging import ImagingSettings as ImagingSettings
 from rfss_core.settings.index import PLACING
 from rfss_core.settings.index import IndexSettings as IndexSettings

@@ -232,6 +232,14 @@ class ExecutionError(RfssError, RuntimeError):
     reason = "execution"
 
 
+class PortTakenError(InputError, OSError):
+    """A server cannot listen, because something else does."""
+
+    reason = "port_taken"
+
+    __str__ = Exception.__str__
+
+
 class NoDeviceError(ExecutionError):
     """The executor needs a GPU, and this machine has none that torch can use."""
 

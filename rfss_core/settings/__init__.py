@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from rfss_core.errors import InputNotFoundError, SettingsError
+from rfss_core.settings.alerts import AlertSettings as AlertSettings
 from rfss_core.settings.base import SettingsModel
 from rfss_core.settings.embedding import EmbeddingSettings as EmbeddingSettings
 from rfss_core.settings.execution import ExecutionSettings as ExecutionSettings
@@ -47,7 +48,10 @@ class LabelSettings(SettingsModel):
 
     images: str = Field(description="Folder or glob of images: NIfTI, DICOM series, PNG, TIFF, JPEG.")
     labels: str = Field(description="Folder or glob of label maps whose names pair with the images'.")
-    workspace: str = Field(description="Folder or fsspec URL that holds everything of this labelling project.")
+    workspace: str = Field(
+        description="Folder or fsspec URL that holds everything of this labelling project. block://NAME/PATH: the "
+        "place PATH below the store that the Prefect block NAME (of type RFSS store) describes, with its credentials."
+    )
     preset: PresetName = Field("tiny", description="Named pair of models and settings.")
     k: int | None = Field(None, ge=1, le=256, description="Support slices retrieved per query. Default: the preset's.")
     held_out: float = Field(
@@ -82,11 +86,24 @@ class LabelSettings(SettingsModel):
     selection: SelectionSettings = Field(
         default_factory=SelectionSettings, description="Which slices `rfss select` names to be labelled next."
     )
+    alerts: AlertSettings = Field(
+        default_factory=AlertSettings, description="When a run tells Prefect that quality drifts."
+    )
     execution: ExecutionSettings = Field(default_factory=ExecutionSettings, description="Where chunks run.")
 
     def scientific(self) -> dict[str, Any]:
         """Return the settings that can change a pseudo-label, as plain JSON types (part of the fingerprint)."""
-        places = ["images", "labels", "workspace", "dataset", "quality", "promotion", "selection", "execution"]
+        places = [
+            "images",
+            "labels",
+            "workspace",
+            "dataset",
+            "quality",
+            "promotion",
+            "selection",
+            "alerts",
+            "execution",
+        ]
         if self.segmentation.segmenter not in SUPERVISED:
             places.append("training")
         caches = {"host_cache_mb", "device_cache_mb"}

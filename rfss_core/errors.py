@@ -114,6 +114,10 @@ class SettingsError(InputError):
     reason = "bad_settings"
 
 
+class LeakError(InputError):
+    """Test patients, or copies of their images, among those that serve or train what is measured on them."""
+
+
 class ReviewError(InputError):
     """Reviewed label maps that cannot be taken back; each is named."""
 

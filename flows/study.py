@@ -74,7 +74,7 @@ def study(settings: StudySettings, out: str, workspace: str | None = None) -> St
     """
     files = Files(out)
     plan = plan_study(settings, workspace or place_of(files))
-    checked = prepare(plan)
+    checked = _prepare(plan)
     rows, known, failed = _measure(plan, checked, files)
     verdicts = [judge(claim, rows) for claim in settings.claims]
     table = _write(plan, rows, verdicts, checked, files) if rows else ""
@@ -101,14 +101,27 @@ def place_of(files: Files) -> str:
     return f"{files.url}/{WORKSPACE}"
 
 
-def prepare(plan: Plan) -> Checked:
-    """Find all that can be wrong with the study before a model runs; ingests the labelled cases on the way.
+@flow(name="study-check", validate_parameters=True, persist_result=False)
+def prepare(settings: StudySettings, out: str, workspace: str | None = None) -> Checked:
+    """Find all that can be wrong with a study before a model runs; ingests the labelled cases on the way.
+
+    Args:
+        settings: the study.
+        out: folder or URL that it would write.
+        workspace: of all rows. Default: ``<out>/workspace``.
+
+    Returns:
+        The sizes of its rows, and what is not as it asks.
 
     Raises:
         SettingsError: too few patients, or k above the number of support slices.
         InputError: a class that a split does not show, or input that cannot be used at all.
         LeakError: a test case's image is in the support set.
     """
+    return _prepare(plan_study(settings, workspace or place_of(Files(out))))
+
+
+def _prepare(plan: Plan) -> Checked:
     settings = plan.rows[0].settings
     found = discover(settings.images, settings.labels, settings.imaging)
     check_patients(plan, [case.patient for case in found.cases if case.label is not None])

@@ -64,7 +64,7 @@ def study(
         from tasks.estimate import estimate
 
         with command_session(place, verbose) as console:
-            estimates = [estimate(plan, prepare(plan), Files(out)) for plan in plans]
+            estimates = [estimate(plan, prepare(plan.study, str(out), place), Files(out)) for plan in plans]
         for plan, found in zip(plans, estimates, strict=True):
             show_plan(console, plan, found)
         return

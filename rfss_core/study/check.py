@@ -50,6 +50,27 @@ def split_of(row: PlannedRow, patients: Sequence[str]) -> Split:
     return choose_patients(patients, row.settings.held_out, row.seed, row.test_patients, row.support_patients)
 
 
+def labelled_slices(manifest: Manifest) -> pd.DataFrame:
+    """Return the slices of the labelled cases with their patients, sorted by case and place."""
+    cases = manifest.cases[manifest.cases["labelled"]]
+    slices = manifest.slices.merge(cases[["case_id", "patient"]], on="case_id").sort_values(["case_id", "z"])
+    return slices.reset_index(drop=True)
+
+
+def support_slices(row: PlannedRow, slices: pd.DataFrame, split: Split) -> pd.DataFrame:
+    """Return the slices that serve or train a row, drawn as stage index draws them.
+
+    Args:
+        row: the row.
+        slices: see :func:`labelled_slices`.
+        split: the row's patients.
+    """
+    support = slices[slices["patient"].isin(split.support)]
+    if (limit := row.settings.retrieval.support_slices) is None:
+        return support
+    return support.iloc[draw_evenly(support["slice_id"].tolist(), support["patient"].tolist(), limit, row.seed)]
+
+
 def check_patients(plan: Plan, patients: Sequence[str]) -> None:
     """Refuse a study that needs more patients than there are.
 
@@ -89,7 +110,7 @@ def check_plan(plan: Plan, manifest: Manifest) -> Checked:
     values = sorted({int(value) for present in cases["classes"] for value in present})
     names = plan.rows[0].settings.imaging.classes or {}
     classes = {value: names.get(value, str(value)) for value in values}
-    slices = manifest.slices.merge(cases[["case_id", "patient"]], on="case_id").sort_values(["case_id", "z"])
+    slices = labelled_slices(manifest)
     sizes: list[RowSize] = []
     notes: dict[str, None] = {}
     for row in plan.rows:
@@ -109,13 +130,10 @@ def _row_size(
     support_cases = cases[cases["patient"].isin(split.support)]
     test_cases = cases[cases["patient"].isin(split.held_out)]
     refuse_leak(_split_cases(support_cases), _split_cases(test_cases))
-    support = slices[slices["case_id"].isin(support_cases["case_id"])]
+    support = support_slices(row, slices, split)
     limit, note = row.settings.retrieval.support_slices, ""
-    if limit is not None:
-        if len(support) < limit:
-            note = f"{where}: {len(split.support)} support patients have {len(support)} slices, fewer than {limit}"
-        drawn = draw_evenly(support["slice_id"].tolist(), support["patient"].tolist(), limit, row.seed)
-        support = support.iloc[drawn]
+    if limit is not None and len(support) < limit:
+        note = f"{where}: {len(split.support)} support patients have {len(support)} slices, fewer than {limit}"
     k = row.settings.k or 1
     if row.retrieves and k > len(support):
         raise SettingsError(

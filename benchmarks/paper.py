@@ -2,13 +2,13 @@ r"""The paper's tables and figure: `rfss study` over the shipped studies, with s
 
     python benchmarks/paper.py                                       # study `quick` on phantoms, a few minutes
     python benchmarks/paper.py --full DATA --out results/NAME        # all tables and the figure; hours, resumable
-    python benchmarks/paper.py --full DATA --studies table-3 figure-4 --seeds 0 1 2 --config FILE.yaml --out results/NAME
+    python benchmarks/paper.py --full DATA --studies table-3 figure-4 --config FILE.yaml --out results/NAME
 
 DATA holds ``images/`` and ``labels/`` (default: ``$RFSS_DATA/acdc``, else phantoms, which are procedural and no
 patients). Prints every table and ends with one line of key figures. The targets are about agreement in kind with the
 paper: retrieval above random at k = 8, Dice that grows with k, and RFSS above label fusion of what it retrieves; claims
-beyond these are printed with their verdict and miss nothing. Exits 1 where a target is missed, 2 on input that cannot be
-used.
+beyond these are printed with their verdict and miss nothing. Exits 1 where a target is missed, 2 on input that cannot
+be used.
 """
 
 from __future__ import annotations

@@ -33,7 +33,21 @@ def _unet(channels: int, planes: int, width: int) -> torch.nn.Module:
     return network
 
 
-BUILDERS: dict[str, Callable[[int, int, int], torch.nn.Module]] = {"unet": _unet}
+def _swin_unetr(channels: int, planes: int, width: int) -> torch.nn.Module:
+    from monai.networks.nets.swin_unetr import SwinUNETR
+
+    network: torch.nn.Module = SwinUNETR(
+        spatial_dims=2,
+        in_channels=channels,
+        out_channels=planes,
+        # A multiple of the heads of the first level; MONAI's own default of 24 at the default width of 16.
+        feature_size=12 * max(1, round(width / 8)),
+        norm_name="instance",
+    )
+    return network
+
+
+BUILDERS: dict[str, Callable[[int, int, int], torch.nn.Module]] = {"unet": _unet, "swin-unetr": _swin_unetr}
 """Name -> builder of (input channels, output planes, width)."""
 
 
@@ -42,6 +56,8 @@ def build_network(architecture: str, channels: int, planes: int, width: int, see
 
     ``unet`` is MONAI's residual U-Net (Ronneberger et al., arXiv:1505.04597; Kerfoot et al., "Left-ventricle
     quantification using residual U-Net", STACOM 2018): five levels, instance norm.
+
+    ``swin-unetr`` is MONAI's SwinUNETR in two dimensions (Hatamizadeh et al., arXiv:2201.01266), from random weights.
 
     Args:
         architecture: a key of ``BUILDERS``.

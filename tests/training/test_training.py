@@ -185,6 +185,15 @@ def test_colour_is_kept_and_grey_queries_still_work() -> None:
     np.testing.assert_array_equal(found[0].labels, found[1].labels)
 
 
+def test_swin_unetr_trains_and_survives_its_bytes() -> None:
+    support, one_step = support_of(2, 4), SupervisedSettings(width=4, steps=1, batch_size=1)
+    model, _ = train_supervised(support, "swin-unetr", one_step, seed=0, device=CPU)
+    assert model.spec.architecture == "swin-unetr"
+    copy = SupervisedModel.from_bytes(model.to_bytes())
+    one, other = (SupervisedSegmenter(each, CPU).segment([draw(9)[0]], [NEAR], support)[0] for each in (model, copy))
+    np.testing.assert_array_equal(one.logits, other.logits)
+
+
 def test_an_unknown_architecture_is_refused() -> None:
-    with pytest.raises(ModelError, match="'vgg' is not known; choose one of unet"):
+    with pytest.raises(ModelError, match="'vgg' is not known; choose one of swin-unetr, unet"):
         train_supervised(support_of(2), "vgg", QUICK, seed=0, device=CPU)

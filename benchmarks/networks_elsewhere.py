@@ -39,6 +39,7 @@ class Job:
     """One network: what trains it, and what it labels."""
 
     fingerprint: str
+    """Of its label maps."""
     label: str
     seed: int
     architecture: str
@@ -207,7 +208,7 @@ def write(given: argparse.Namespace) -> int:
     slices = labelled_slices(manifest)
     patients = manifest.cases.loc[manifest.cases["labelled"], "patient"].tolist()
     jobs = []
-    for row in plan.rows:
+    for row, data in zip(plan.rows, checked.data, strict=True):
         if row.settings.segmentation.segmenter not in SUPERVISED:
             continue
         split = split_of(row, patients)
@@ -216,7 +217,7 @@ def write(given: argparse.Namespace) -> int:
         test = slices[slices["patient"].isin(split.held_out)]
         jobs.append(
             Job(
-                row.fingerprint(checked.data),
+                row.masks_fingerprint(data),
                 row.label,
                 row.seed,
                 row.settings.segmentation.segmenter,

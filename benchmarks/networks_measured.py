@@ -38,7 +38,7 @@ def keep(bundle: Bundle, results: Path, out: str, command: str) -> int:
     plan = plan_study(study, place_of(files))
     with command_session(place_of(files), verbose=False):
         checked = prepare(study, out)
-    rows = {row.fingerprint(checked.data): row for row in plan.rows}
+    rows = {row.masks_fingerprint(data): (row, data) for row, data in zip(plan.rows, checked.data, strict=True)}
     with np.load(results) as stored:
         about = json.loads(stored["about"].tobytes())
         labels = {int(place): stored[f"labels{place}"] for place in about}
@@ -47,16 +47,16 @@ def keep(bundle: Bundle, results: Path, out: str, command: str) -> int:
     stale = 0
     for place, one in sorted((int(key), value) for key, value in about.items()):
         job = bundle.jobs[place]
-        row = rows.get(job.fingerprint)
-        if row is None:
+        if job.fingerprint not in rows:
             stale += 1
             print(f"left out, the study is another now: {job.label}, seed {job.seed}", file=sys.stderr)
             continue
+        row, data = rows[job.fingerprint]
         evaluation = measured(bundle, job, one, labels[place], row, manifest, workspace)
         write_row(
             files,
             RowResult(
-                fingerprint=job.fingerprint,
+                fingerprint=row.fingerprint(data),
                 label=row.label,
                 seed=row.seed,
                 command=command,

@@ -14,6 +14,7 @@ from typer.exceptions import TyperException
 
 import tasks  # noqa: F401 - sets the environment's defaults before Prefect and MLflow are imported
 from flows.commands.data import data_fetch
+from flows.commands.datasets import datasets, demote, lineage, promote, rollback
 from flows.commands.doctor import doctor
 from flows.commands.evaluate import evaluate
 from flows.commands.export import export
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (label, evaluate, study, select, status, export, doctor):
+for command in (label, evaluate, study, select, status, export, datasets, promote, demote, rollback, lineage, doctor):
     app.command()(command)
 data_app = typer.Typer(help="Public data sets.", no_args_is_help=True)
 data_app.command("fetch")(data_fetch)

@@ -118,6 +118,29 @@ class LeakError(InputError):
     """Test patients, or copies of their images, among those that serve or train what is measured on them."""
 
 
+class UnknownDatasetError(InputError, LookupError):
+    """A name, version or alias that the registry of data sets does not hold."""
+
+    reason = "unknown_dataset"
+
+
+class RegistryError(RfssError, ConnectionError):
+    """The registry of data sets does not answer."""
+
+    reason = "registry"
+
+    # OSError's __str__ rearranges its arguments; ours is one sentence.
+    __str__ = Exception.__str__
+
+
+class RegistryAccessError(InputError, PermissionError):
+    """The registry of data sets refuses the credentials."""
+
+    reason = "registry_access"
+
+    __str__ = Exception.__str__
+
+
 class ReviewError(InputError):
     """Reviewed label maps that cannot be taken back; each is named."""
 

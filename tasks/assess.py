@@ -13,6 +13,7 @@ import pandas as pd
 from prefect import task
 
 from rfss_core.code import code_version
+from rfss_core.datasets.origin import UNCERTAINTY
 from rfss_core.digest import digest_json
 from rfss_core.quality import METRICS_LIBRARY, CaseMeasurement, ClassMetric, case_metrics, slice_metrics
 from rfss_core.quality.assessment import Assessor, PseudoLabelledCase
@@ -23,7 +24,7 @@ from rfss_core.retrieval import Neighbours, SupportSet
 from rfss_core.settings import BASELINES, PresetName, QualitySettings, SegmentationSettings
 from rfss_core.store import StageStore, Workspace
 from tasks.chunks import finish_chunk, pending
-from tasks.evidence import EVIDENCE, UNCERTAINTY
+from tasks.evidence import EVIDENCE
 from tasks.index import SupportIndex, open_support
 from tasks.models import built_once, segmenter_for
 from tasks.phases import Phases

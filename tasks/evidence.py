@@ -11,14 +11,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from rfss_core.datasets import provenance_table
+from rfss_core.datasets.origin import UNCERTAINTY
 from rfss_core.quality.evidence import SegmentedSlice, evidence_table, uncertainty_map
 from rfss_core.retrieval import Neighbours, SupportSet
 from rfss_core.segmentation import Segmentation
 
 EVIDENCE = "evidence"
 """Table of stage segment: one row a slice and class, see :data:`rfss_core.quality.evidence.EVIDENCE_COLUMNS`."""
-UNCERTAINTY = "uncertainty"
-"""Array of stage segment: uint8 [Z, H, W], see :func:`rfss_core.quality.evidence.uncertainty_map`."""
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from rfss_core.datasets import DatasetEntry, export_nifti, read_dataset
-from rfss_core.datasets.export import IGNORE, LabelEdit, ignore_value
+from rfss_core.datasets.export import LabelEdit
+from rfss_core.datasets.ignore import IGNORE, ignore_value
+from rfss_core.datasets.origin import LATEST, PUBLISH_STAGE, UNCERTAINTY
 from rfss_core.errors import InputError, InputNotFoundError
 from rfss_core.store import Workspace
-from tasks.evidence import UNCERTAINTY
-from tasks.label_files import LATEST, PUBLISH_STAGE, encoded
+from tasks.label_files import encoded
 from tasks.segment import STAGE as SEGMENT_STAGE
 
 FORMATS = ("nifti",)

@@ -1,4 +1,4 @@
-"""Label files of a published data set: where the latest is, and how one case's file is made."""
+"""Label files of a published data set: how one case's file is made."""
 
 from __future__ import annotations
 
@@ -9,11 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from rfss_core.imaging import SourceGrid, write_label
-
-LATEST = "datasets/latest"
-"""File that names the folder of the latest data set, below the workspace."""
-PUBLISH_STAGE = "publish"
-"""Stage whose chunks list the label files that they wrote."""
 
 
 def encoded(labels: npt.NDArray[np.uint8], grid: SourceGrid) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from prefect import task
 
 from rfss_core.code import code_version
 from rfss_core.datasets import DatasetEntry, DatasetManifest, write_dataset
+from rfss_core.datasets.origin import LATEST, ORIGIN, PUBLISH_STAGE
 from rfss_core.digest import digest_bytes, digest_json
 from rfss_core.errors import TooFewSupportsError
 from rfss_core.store import Manifest, Workspace
@@ -20,7 +23,7 @@ from rfss_core.store.files import Files
 from tasks.chunks import finish_chunk, pending
 from tasks.embed import Embeddings
 from tasks.index import SupportIndex
-from tasks.label_files import LATEST, PUBLISH_STAGE, encoded
+from tasks.label_files import encoded
 from tasks.phases import Phases
 from tasks.quality import QualityOutcome
 from tasks.run import STAGE_TASK, ChunkReport, Run
@@ -127,6 +130,9 @@ def publish(
         ]
         meta = {"fingerprint": mark, "preset": settings.preset, "settings": settings.scientific(), "k": index.k}
         meta["masks"] = masks.key
+        # Beside the manifest, not in it: the same pseudo-labels are the same data set wherever their images lie.
+        origin = {"images": settings.images if "://" in settings.images else os.path.abspath(settings.images)}  # noqa: PTH100
+        files.write_bytes(f"{folder}/{ORIGIN}", (json.dumps(origin) + "\n").encode())
         dataset = write_dataset(f"{run.workspace.url}/{folder}", name, entries, dict(index.classes), meta)
         _make_current(files, folder, [entry.label_path for entry in dataset.entries])
         files.write_bytes(LATEST, f"{folder}\n".encode())

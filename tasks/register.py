@@ -11,17 +11,22 @@ from prefect import task
 
 from rfss_core.code import code_version
 from rfss_core.datasets import DatasetManifest
+from rfss_core.datasets.card import CARD, student_text, with_student
+from rfss_core.datasets.origin import LATEST
 from rfss_core.errors import TooFewSupportsError
 from rfss_core.imaging.case import REVIEWED_SOURCE
 from rfss_core.quality import METRICS_LIBRARY
 from rfss_core.store import Manifest
+from tasks.card import card_of
+from tasks.dataset_run import ARTIFACTS, DatasetRecord, register_dataset
 from tasks.embed import Embeddings
+from tasks.environment import environment_files
 from tasks.index import SupportIndex
-from tasks.label_files import LATEST
+from tasks.mlflow_data import SupportSource
+from tasks.promotion import promote_by_policy
 from tasks.quality import QualityOutcome
 from tasks.quality_files import FOLDER as QUALITY
 from tasks.queue import review_queue
-from tasks.registry import DatasetRecord, register_dataset
 from tasks.report import write_run_report
 from tasks.run import STAGE_TASK, ChunkReport, Run
 from tasks.segment import Masks
@@ -78,6 +83,8 @@ def register(
         queue.write(run.workspace)
         write_run_report(run, manifest, index, masks, quality, summary, queue)
         write_summary(run.workspace, summary)
+        card = f"{folder}/{CARD}"
+        text = _write_card(run, card, _card(run, manifest, index, dataset, summary))
         registration = register_dataset(
             DatasetRecord(
                 name=dataset.name,
@@ -88,25 +95,32 @@ def register(
                 params=_params(run, index, embeddings, masks),
                 metrics=_metrics(summary) | _index_metrics(index) | run.throughput.metrics(),
                 artifacts={
-                    "dataset": [f"{folder}/manifest.json", f"{folder}/manifest.parquet"],
+                    ARTIFACTS: [f"{folder}/manifest.json", f"{folder}/manifest.parquet", card],
                     "manifest": [f"manifest/{name}.parquet" for name in ("cases", "slices", "quarantine")],
                     "report": ["report/index.html"],
                     "report/overlays": [f"report/overlays/{name}" for name in files.names("report/overlays")],
                     "summary": [SUMMARY],
                     "quality": [f"{QUALITY}/{name}" for name in files.names(QUALITY)],
                 },
+                texts=environment_files(),
                 profile={
                     "cases": len(dataset.entries),
                     **dataset.decisions,
                     "dice": summary.held_out_dice["mean"].mean,
                 },
+                tags=_version_tags(index, dataset, summary),
+                support=SupportSource(run.workspace.url, index.key),
+                support_digest=index.digest,
+                description=text,
             ),
             files,
         )
+        promotion = promote_by_policy(registration.registry, registration.version, run.settings.promotion)
         stage.finished(ChunkReport("data set", 0))
-        stage.note = f"version {registration.version}, {summary.dataset.status}"
-    summary.dataset.version = registration.version
-    summary.mlflow_run_id = registration.run_id
+        champion = "" if promotion is None else ", champion"
+        stage.note = f"version {registration.version.version}, {summary.dataset.status}{champion}"
+    summary.dataset.version = registration.version.version
+    summary.mlflow_run_id = registration.version.run_id
     summary.seconds = {**run.seconds, "total": time.perf_counter() - started}
     write_summary(run.workspace, summary)
     remember_sources(run.workspace, manifest)
@@ -273,6 +287,36 @@ def _metrics(summary: Summary) -> dict[str, float]:
     values |= {f"quality_prediction.{name}": value for name, value in prediction.items()}
     # MLflow allows only these characters in a metric's name; class names are the user's.
     return {_metric_name(name): float(value) for name, value in values.items() if value is not None}
+
+
+def _version_tags(index: SupportIndex, dataset: DatasetManifest, summary: Summary) -> dict[str, str]:
+    """Return what listing, promotion and lineage ask of a version."""
+    dice = summary.held_out_dice["mean"].mean
+    return {
+        "held_out_digest": index.held_out_digest,
+        **({} if dice is None else {"held_out_dice": f"{dice:.6f}"}),
+        **{f"cases.{decision}": str(count) for decision, count in dataset.decisions.items()},
+    }
+
+
+def _write_card(run: Run, path: str, text: str) -> str:
+    """Write a data card and return it; what an earlier one of the same data set says of students stays."""
+    files = run.workspace.files
+    known = student_text(files.read_bytes(path).decode()) if files.exists(path) else None
+    card = text if known is None else with_student(text, known)
+    files.write_bytes(path, card.encode())
+    return card
+
+
+def _card(run: Run, manifest: Manifest, index: SupportIndex, dataset: DatasetManifest, summary: Summary) -> str:
+    return card_of(
+        summary,
+        run.settings,
+        dataset.classes,
+        slices=sum(entry.slices for entry in dataset.entries),
+        support=(index.n_slices, index.digest),
+        rasters=bool((manifest.cases["kind"] == "raster").any()),
+    )
 
 
 def _index_metrics(index: SupportIndex) -> dict[str, float]:

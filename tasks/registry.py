@@ -1,4 +1,4 @@
-"""The data registry in MLflow.
+"""The data registry in MLflow: names, versions and aliases of data sets.
 
 MLflow has no registry of data sets. Names, versions and aliases come from its *model* registry: a registered model
 ``rfss-dataset.<name>``, tagged ``kind=dataset``, whose versions point at a run's ``dataset`` artifacts
@@ -7,165 +7,235 @@ MLflow has no registry of data sets. Names, versions and aliases come from its *
 
 from __future__ import annotations
 
-import os
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from rfss_core.errors import SettingsError
-from rfss_core.store.files import Files
-from tasks.mlflow_data import PseudoLabelDataset, PseudoLabelSource
+from rfss_core.datasets.manifest import JSON_NAME
+from rfss_core.datasets.reference import DatasetReference
+from rfss_core.datasets.registry import RegisteredDataset
+from rfss_core.errors import UnknownDatasetError
+from tasks.tracking import DATABASE, answering, connect
 
-EXPERIMENT = "rfss"
 PREFIX = "rfss-dataset."
+CANDIDATE, CHAMPION = "candidate", "champion"
+"""Aliases: what the gate accepted last, and what was promoted."""
+_KIND = "tags.kind = 'dataset'"
+_DESCRIPTION = 5000
+"""Characters that MLflow's database keeps of a description."""
+_MISSING = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 
 
 @dataclass(frozen=True)
-class DatasetRecord:
-    """What gets registered."""
+class DatasetVersion(RegisteredDataset):
+    """A registered version with what the registry alone knows."""
 
-    name: str
-    digest: str
-    status: str
-    """``accepted`` or ``rejected``."""
-    fingerprint: str
-    address: str
-    """Folder or URL with the manifest and the masks."""
-    params: Mapping[str, Any]
-    metrics: Mapping[str, float]
-    artifacts: Mapping[str, Sequence[str]]
-    """Artifact folder in the run -> files below the workspace."""
-    profile: Mapping[str, Any]
+    run_id: str = ""
+    """MLflow run that made it."""
+    created: datetime = field(default_factory=lambda: datetime.now(UTC))
+    """When it was registered, UTC."""
 
+    @property
+    def held_out_dice(self) -> float | None:
+        """Mean Dice over classes on held-out patients."""
+        value = self.tags.get("held_out_dice")
+        return None if value is None else float(value)
 
-@dataclass(frozen=True)
-class Registration:
-    """Where it was registered."""
-
-    run_id: str
-    version: str
-    tracking_uri: str
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}"
 
 
-def tracking_uri(workspace: Files) -> str:
-    """Return ``MLFLOW_TRACKING_URI``, or the workspace's own sqlite store.
-
-    Raises:
-        SettingsError: the workspace is an object store, where sqlite cannot live, and the variable is not set.
-    """
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return uri
-    root = workspace.local_path(".")
-    if root is None:
-        raise SettingsError(
-            f"workspace '{workspace.url}' is an object store and cannot hold MLflow's sqlite file; "
-            "set MLFLOW_TRACKING_URI to an MLflow server or a local sqlite:/// file"
-        )
-    return f"sqlite:///{root.resolve() / 'mlflow.db'}"
-
-
-def register_dataset(record: DatasetRecord, workspace: Files) -> Registration:
-    """Record a data set in MLflow; give it the alias ``candidate`` if it was accepted.
-
-    The same digest with the same status and fingerprint is registered once: a repeated run returns the first version.
-    The alias moves last, so a reader of ``@candidate`` never sees half of a registration.
+class DataRegistry:
+    """The data registry of one MLflow store.
 
     Args:
-        record: the data set, its figures and its files.
-        workspace: where the artifacts are, and the embedded store if there is no server.
+        uri: MLflow tracking URI, see :func:`tasks.tracking.registry_uri`.
 
-    Returns:
-        The run's id and the data set's version.
+    Raises:
+        RegistryError: the store does not answer.
+        RegistryAccessError: it refuses the credentials.
     """
-    uri = tracking_uri(workspace)
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    registered = PREFIX + record.name
-    known = _find(client, registered, record)
-    if known is not None:
-        return Registration(known.run_id, str(known.version), uri)
 
-    # The client's own methods: the fluent ones would set the tracking address for the whole process.
-    run_id = client.create_run(_experiment(client, workspace, uri), run_name=f"label {record.name}").info.run_id
-    try:
-        _log(client, run_id, record, workspace)
-    except BaseException:
-        client.set_terminated(run_id, "FAILED")
-        raise
-    client.set_terminated(run_id)
-    source = f"{client.get_run(run_id).info.artifact_uri}/dataset"
-    version = _create_version(client, registered, record, run_id, source)
-    if record.status == "accepted":
-        client.set_registered_model_alias(registered, "candidate", version)
-    return Registration(run_id, version, uri)
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.client: MlflowClient = connect(uri)
+
+    def names(self) -> list[str]:
+        """Return the names of all data sets, sorted."""
+        with answering(self.uri):
+            found = pages(lambda token: self.client.search_registered_models(_KIND, page_token=token))
+            return sorted(model.name.removeprefix(PREFIX) for model in found if model.name.startswith(PREFIX))
+
+    def aliases(self, name: str) -> dict[str, str]:
+        """Return alias -> version of a data set.
+
+        Raises:
+            UnknownDatasetError: there is no such data set; the message lists those that there are.
+        """
+        with answering(self.uri):
+            try:
+                model = self.client.get_registered_model(PREFIX + name)
+            except MlflowException as error:
+                if not missing(error):
+                    raise
+                known = self.names()
+                listed = f"there are: {', '.join(known)}" if known else "there is none yet; run `rfss label` first"
+                raise UnknownDatasetError(f"no data set '{name}' is registered at {self.uri}; {listed}") from error
+            return {alias: str(version) for alias, version in sorted(model.aliases.items())}
+
+    def versions(self, name: str) -> list[DatasetVersion]:
+        """Return all versions of a data set, the newest first.
+
+        Raises:
+            UnknownDatasetError: there is no such data set.
+        """
+        aliases = self.aliases(name)
+        with answering(self.uri):
+            found = pages(lambda token: self.client.search_model_versions(f"name = '{PREFIX}{name}'", page_token=token))
+            versions = [self._version(name, item, aliases) for item in found]
+            return sorted(versions, key=lambda item: int(item.version), reverse=True)
+
+    def find(self, reference: DatasetReference) -> DatasetVersion:
+        """Return the version that a reference means.
+
+        Raises:
+            UnknownDatasetError: unknown name, version or alias, or none of the latter two is given; the message lists
+                what there is.
+        """
+        aliases = self.aliases(reference.name)
+        version = aliases.get(reference.alias) if reference.alias is not None else reference.version
+        if version is not None:
+            with answering(self.uri):
+                try:
+                    item = self.client.get_model_version(PREFIX + reference.name, version)
+                except MlflowException as error:
+                    if not missing(error):
+                        raise
+                else:
+                    return self._version(reference.name, item, aliases)
+        raise UnknownDatasetError(self._what_there_is(reference, aliases))
+
+    def add(self, name: str, run_id: str, source: str, tags: Mapping[str, str]) -> DatasetVersion:
+        """Register a version; the alias comes later, so that nobody sees half of it.
+
+        Args:
+            name: of the data set.
+            run_id: run that made it.
+            source: artifact URI of the run's ``dataset`` folder.
+            tags: ``digest``, ``status``, ``fingerprint``, ``address``, ...
+        """
+        with answering(self.uri):
+            try:
+                self.client.create_registered_model(PREFIX + name, tags={"kind": "dataset"})
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            item = self.client.create_model_version(
+                PREFIX + name, source, run_id=run_id, tags=dict(tags), await_creation_for=0
+            )
+            return self._version(name, item, {})
+
+    def set_alias(self, version: DatasetVersion, alias: str) -> None:
+        """Move an alias to a version: one atomic step."""
+        with answering(self.uri):
+            self.client.set_registered_model_alias(PREFIX + version.name, alias, version.version)
+
+    def remove_alias(self, name: str, alias: str) -> None:
+        """Take an alias from whichever version has it."""
+        with answering(self.uri):
+            self.client.delete_registered_model_alias(PREFIX + name, alias)
+
+    def tag(self, version: DatasetVersion, tags: Mapping[str, str]) -> None:
+        """Add tags to a version."""
+        with answering(self.uri):
+            for key, value in tags.items():
+                self.client.set_model_version_tag(PREFIX + version.name, version.version, key, value)
+
+    def describe(self, version: DatasetVersion, text: str) -> None:
+        """Set the text that MLflow shows on a version's page: its data card, as much of it as a store keeps."""
+        if len(text) > _DESCRIPTION:
+            text = f"{text[: _DESCRIPTION - 60].rstrip()}\n\n... the rest is in the artifact dataset/card.md"
+        with answering(self.uri):
+            self.client.update_model_version(PREFIX + version.name, version.version, description=text)
+
+    def by_digest(self, name: str, digest: str) -> DatasetVersion | None:
+        """Return the newest version with a digest (or its first digits); None if there is none."""
+        return next((item for item in self.versions(name) if item.digest.startswith(digest)), None)
+
+    def _version(self, name: str, item: Any, aliases: Mapping[str, str]) -> DatasetVersion:
+        tags, version = dict(item.tags), str(item.version)
+        return DatasetVersion(
+            name=name,
+            version=version,
+            digest=tags.get("digest", ""),
+            status=tags.get("status", ""),
+            address=self._address(tags, item.run_id),
+            registry=self.uri,
+            aliases=tuple(alias for alias, at in aliases.items() if at == version),
+            tags=tags,
+            run_id=str(item.run_id),
+            created=datetime.fromtimestamp(item.creation_timestamp / 1000, UTC),
+        )
+
+    def _address(self, tags: Mapping[str, str], run_id: str) -> str:
+        address = tags.get("address", "")
+        if not address:
+            # Registered before versions carried their address: the run's input has it.
+            inputs = self.client.get_run(run_id).inputs
+            found = [] if inputs is None else inputs.dataset_inputs
+            address = next((json.loads(item.dataset.source)["address"] for item in found), "")
+        return moved(address, self.uri)
+
+    def _what_there_is(self, reference: DatasetReference, aliases: Mapping[str, str]) -> str:
+        versions = sorted((int(item.version) for item in self.versions(reference.name)), reverse=True)
+        listed = ", ".join(map(str, versions[:10])) + (", ..." if len(versions) > 10 else "")
+        named = ", ".join(f"@{alias} (version {version})" for alias, version in aliases.items()) or "none"
+        if reference.alias is not None:
+            begin = f"data set '{reference.name}' has no alias '{reference.alias}'"
+        elif reference.version is not None:
+            begin = f"data set '{reference.name}' has no version {reference.version}"
+        else:
+            begin = f"'{reference}' names neither version nor alias; write {reference}@{CHAMPION} or {reference}/1"
+        return f"{begin}; it has versions {listed or 'none'} and aliases {named}"
 
 
-def _experiment(client: MlflowClient, workspace: Files, uri: str) -> str:
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is not None:
-        return str(experiment.experiment_id)
-    # Embedded store: artifacts beside it. A server decides for itself where they go.
-    root = workspace.local_path(".") if uri.startswith("sqlite:///") else None
-    location = None if root is None else (root.resolve() / "mlflow-artifacts").as_uri()
-    return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+def pages(fetch: Callable[[str | None], Any]) -> list[Any]:
+    """Return all items of a search that MLflow answers page by page.
+
+    Args:
+        fetch: asks for the page after a token; None: the first.
+    """
+    found: list[Any] = []
+    token = None
+    while True:
+        page = fetch(token)
+        found += list(page)
+        token = page.token
+        if not token:
+            return found
 
 
-def _log(client: MlflowClient, run_id: str, record: DatasetRecord, workspace: Files) -> None:
-    now = int(time.time() * 1000)
-    tags = {"dataset": record.name, "status": record.status, "fingerprint": record.fingerprint}
-    client.log_batch(
-        run_id,
-        metrics=[Metric(name, value, now, 0) for name, value in record.metrics.items()],
-        params=[Param(name, str(value)[:500]) for name, value in record.params.items()],
-        tags=[RunTag(f"rfss.{name}", value) for name, value in tags.items()],
-    )
-    for folder, paths in record.artifacts.items():
-        for path in paths:
-            with _local(workspace, path) as file:
-                client.log_artifact(run_id, str(file), folder)
-    source = PseudoLabelSource(record.address)
-    dataset = PseudoLabelDataset(source, record.name, record.digest, dict(record.profile))
-    entity = Dataset(**dataset.to_dict())
-    client.log_inputs(run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", "pseudo-labels")])])
+def missing(error: MlflowException) -> bool:
+    """Return whether an error says that there is no such model, version or alias."""
+    return error.error_code in _MISSING
 
 
-@contextmanager
-def _local(files: Files, path: str) -> Iterator[Path]:
-    """Yield a local file with the content of a file of the workspace."""
-    here = files.local_path(path)
-    if here is not None:
-        yield here
-        return
-    with tempfile.TemporaryDirectory(prefix="rfss-") as folder:
-        copy = Path(folder) / path.rsplit("/", 1)[-1]
-        copy.write_bytes(files.read_bytes(path))
-        yield copy
+def moved(address: str, uri: str) -> str:
+    """Return where a data set is now that was registered at an address.
 
-
-def _create_version(client: MlflowClient, registered: str, record: DatasetRecord, run_id: str, source: str) -> str:
-    try:
-        client.create_registered_model(registered, tags={"kind": "dataset"})
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    tags = {"digest": record.digest, "status": record.status, "fingerprint": record.fingerprint}
-    return str(client.create_model_version(registered, source, run_id=run_id, tags=tags).version)
-
-
-def _find(client: MlflowClient, registered: str, record: DatasetRecord) -> Any | None:
-    for version in client.search_model_versions(f"name = '{registered}'"):
-        tags = version.tags
-        if (tags.get("digest"), tags.get("status"), tags.get("fingerprint")) == (
-            record.digest,
-            record.status,
-            record.fingerprint,
-        ):
-            return version
-    return None
+    A workspace that was moved or copied as a whole, its embedded store with it, is still sound: the data set then lies
+    beside the store.
+    """
+    database = Path(uri.removeprefix("sqlite:///"))
+    if "://" in address or not uri.startswith("sqlite:///") or database.name != DATABASE:
+        return address
+    if (Path(address) / JSON_NAME).is_file():
+        return address
+    beside = database.parent / Path(*Path(address).parts[-2:])
+    return str(beside) if (beside / JSON_NAME).is_file() else address

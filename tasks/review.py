@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rfss_core.datasets import DatasetManifest, read_dataset
+from rfss_core.datasets.origin import LATEST
 from rfss_core.datasets.review import (
     DOCUMENT,
     README,
@@ -33,7 +34,6 @@ from rfss_core.imaging.case import REVIEWED_SOURCE
 from rfss_core.imaging.output import write_atomically
 from rfss_core.settings import ImagingSettings
 from rfss_core.store import Manifest, Review, Reviews, Workspace
-from tasks.label_files import LATEST
 from tasks.queue import QueuedCase, ReviewQueue
 
 

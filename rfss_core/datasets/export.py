@@ -14,9 +14,6 @@ from rfss_core.errors import InputError
 from rfss_core.quality.decision import Decision
 from rfss_core.store.files import Files
 
-IGNORE = "ignore"
-"""Name of the class of voxels that a training must not learn from."""
-
 
 @dataclass(frozen=True)
 class LabelEdit:
@@ -26,21 +23,6 @@ class LabelEdit:
     """Returns the file of an entry."""
     classes: Mapping[int, str] = field(default_factory=dict)
     """Label values that the edit adds, with their names."""
-
-
-def ignore_value(classes: Mapping[int, str]) -> int:
-    """Return the label value of :data:`IGNORE`: the one above all others, where nnU-Net wants it.
-
-    Args:
-        classes: label value to name.
-
-    Raises:
-        InputError: there is no value left.
-    """
-    value = max(classes, default=0) + 1
-    if value > 255:
-        raise InputError("classes reach up to 255, so no value is left for ignored voxels; export without --ignore")
-    return value
 
 
 def export_nifti(

@@ -170,8 +170,17 @@ def read_dataset(folder: str | Path, *, verify: bool = True) -> DatasetManifest:
     if digest_json(content) != manifest.digest:
         raise CorruptStoreError(f"{JSON_NAME} at '{files.url}' was altered: its digest does not match its content")
     if verify:
-        _verify(files, manifest.name, entries)
+        verify_labels(manifest)
     return manifest
+
+
+def verify_labels(manifest: DatasetManifest) -> None:
+    """Hash every pseudo-label again.
+
+    Raises:
+        CorruptStoreError: files changed or vanished; they are named.
+    """
+    _verify(Files(manifest.folder), manifest.name, manifest.entries)
 
 
 def dataset_table(manifest: DatasetManifest) -> pd.DataFrame:

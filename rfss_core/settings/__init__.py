@@ -20,6 +20,8 @@ from rfss_core.settings.execution import ExecutionSettings as ExecutionSettings
 from rfss_core.settings.imaging import ImagingSettings as ImagingSettings
 from rfss_core.settings.index import PLACING
 from rfss_core.settings.index import IndexSettings as IndexSettings
+from rfss_core.settings.promotion import PromotionPolicy as PromotionPolicy
+from rfss_core.settings.promotion import PromotionSettings as PromotionSettings
 from rfss_core.settings.quality import QualitySettings as QualitySettings
 from rfss_core.settings.retrieval import FilterSettings as FilterSettings
 from rfss_core.settings.retrieval import RetrievalSettings as RetrievalSettings
@@ -71,6 +73,9 @@ class LabelSettings(SettingsModel):
         default_factory=SupervisedSettings, description="How supervised baselines are trained on the support set."
     )
     quality: QualitySettings = Field(default_factory=QualitySettings, description="What counts as good enough.")
+    promotion: PromotionSettings = Field(
+        default_factory=PromotionSettings, description="When an accepted data set becomes the champion by itself."
+    )
     selection: SelectionSettings = Field(
         default_factory=SelectionSettings, description="Which slices `rfss select` names to be labelled next."
     )
@@ -78,7 +83,7 @@ class LabelSettings(SettingsModel):
 
     def scientific(self) -> dict[str, Any]:
         """Return the settings that can change a pseudo-label, as plain JSON types (part of the fingerprint)."""
-        places = ["images", "labels", "workspace", "dataset", "quality", "selection", "execution"]
+        places = ["images", "labels", "workspace", "dataset", "quality", "promotion", "selection", "execution"]
         if self.segmentation.segmenter not in SUPERVISED:
             places.append("training")
         caches = {"host_cache_mb", "device_cache_mb"}

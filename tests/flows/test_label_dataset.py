@@ -129,8 +129,10 @@ def test_the_run_and_its_data_set_are_in_mlflow(done: tuple[Path, Summary]) -> N
     assert run.data.params["k"] == "3"
     assert run.data.metrics["throughput.segment.slices_per_second"] > 0
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert {"dataset", "report", "summary", "manifest"} <= artifacts
-    [logged] = run.inputs.dataset_inputs
+    assert {"dataset", "report", "summary", "manifest", "environment"} <= artifacts
+    inputs = {tag.value: item for item in run.inputs.dataset_inputs for tag in item.tags}
+    logged, support = inputs["pseudo-labels"], inputs["support"]
+    assert len(get_source(support).load()) == 6 * 3
     assert (logged.dataset.name, logged.dataset.source_type) == ("ellipses", "rfss")
     assert summary.dataset.digest.startswith(logged.dataset.digest)
     manifest = get_source(logged).load()

@@ -13,7 +13,7 @@ from rich.markup import escape
 from typer.exceptions import TyperException
 
 import tasks  # noqa: F401 - sets the environment's defaults before Prefect and MLflow are imported
-from flows.commands.data import data_fetch
+from flows.commands.data import data_convert, data_fetch
 from flows.commands.datasets import datasets, demote, lineage, promote, rollback
 from flows.commands.doctor import doctor
 from flows.commands.evaluate import evaluate
@@ -38,6 +38,7 @@ for command in (label, evaluate, study, select, status, export, datasets, promot
     app.command()(command)
 data_app = typer.Typer(help="Public data sets.", no_args_is_help=True)
 data_app.command("fetch")(data_fetch)
+data_app.command("convert")(data_convert)
 app.add_typer(data_app, name="data")
 review_app = typer.Typer(help="Correct pseudo-labels by hand, and let them serve.", no_args_is_help=True)
 review_app.command("export")(review_export)

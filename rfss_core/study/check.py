@@ -140,7 +140,7 @@ def _row_size(
     support = support_slices(row, slices, split)
     limit, note = row.settings.retrieval.support_slices, ""
     if limit is not None and len(support) < limit:
-        note = f"{where}: {len(split.support)} support patients have {len(support)} slices, fewer than {limit}"
+        note = f"seed {row.seed}: {len(split.support)} support patients have {len(support)} slices, fewer than {limit}"
     k = row.settings.k or 1
     if row.retrieves and k > len(support):
         raise SettingsError(

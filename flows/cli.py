@@ -24,6 +24,7 @@ from flows.commands.review import review_export, review_import
 from flows.commands.select import select
 from flows.commands.serve import serve
 from flows.commands.status import status
+from flows.commands.study import study
 from flows.exit_codes import BAD_INPUT, DONE, FAILED, INTERRUPTED
 from rfss_core import __version__
 from rfss_core.errors import InputError, ModelError, RfssError
@@ -38,6 +39,7 @@ app = typer.Typer(
 for command in (
     label,
     evaluate,
+    study,
     select,
     status,
     export,

@@ -13,10 +13,10 @@ from rich.table import Table
 from tasks.summary import IntervalPart, Summary
 
 if TYPE_CHECKING:
-    from flows.evaluate import Evaluation
     from rfss_core.datasets.exporters import ExportReport
     from rfss_core.datasets.layouts.conversion import Conversion
     from rfss_core.datasets.review import ReviewCase
+    from rfss_core.study import Evaluation
     from tasks.review import ReviewImport
     from tasks.status import Status
     from tasks.worklist import Selection

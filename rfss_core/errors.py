@@ -120,6 +120,10 @@ class SettingsError(InputError):
     reason = "bad_settings"
 
 
+class LeakError(InputError):
+    """Test patients, or copies of their images, among those that serve or train what is measured on them."""
+
+
 class UnknownDatasetError(InputError, LookupError):
     """A name, version or alias that the registry of data sets does not hold."""
 

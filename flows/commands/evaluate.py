@@ -28,7 +28,9 @@ def evaluate(
     images: Annotated[str, typer.Option("--images", help=described("images"))],
     labels: Annotated[str, typer.Option("--labels", help=described("labels"))],
     out: Annotated[Path, typer.Option("--out", help="JSON file to write.")],
-    support_slices: Annotated[int, typer.Option("--support-slices", help="Size of the support set.", min=1)] = 50,
+    support_slices: Annotated[
+        int, typer.Option("--support-slices", help="Size of the support set; 0: all.", min=0)
+    ] = 50,
     preset: Annotated[PresetName, typer.Option("--preset", help=described("preset"))] = "tiny",
     k: K = None,
     strategy: Annotated[Strategy, typer.Option("--strategy", help="How support slices are chosen.")] = "dino",
@@ -71,7 +73,7 @@ def evaluate(
                 "execution": {"executor": executor, "verify": verify},
                 "retrieval": {
                     "strategy": strategy,
-                    "support_slices": support_slices,
+                    "support_slices": support_slices or None,
                     "metadata": metadata,
                     "filter": filter_of(filters, match),
                 },

@@ -138,24 +138,35 @@ def load_settings(
         InputNotFoundError: the YAML file does not exist.
         SettingsError: a value is out of bounds, unknown or missing; the message lists each.
     """
-    merged: dict[str, Any] = {}
-    if config is not None:
-        if not config.is_file():
-            raise InputNotFoundError(f"configuration file '{config}' does not exist; check --config")
-        try:
-            loaded = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise SettingsError(f"configuration file '{config}' is not valid YAML: {error}") from error
-        if not isinstance(loaded, dict):
-            raise SettingsError(
-                f"configuration file '{config}' must hold a mapping of settings, not a {type(loaded).__name__}"
-            )
-        merged = loaded
+    merged = {} if config is None else read_mapping(config, "configuration file", "check --config")
     _merge(merged, overrides)
     try:
         return model.model_validate(merged)
     except ValidationError as error:
         raise SettingsError(readable(error)) from error
+
+
+def read_mapping(path: Path, what: str, advice: str = "check the path") -> dict[str, Any]:
+    """Read a YAML file that holds a mapping; an empty file is an empty one.
+
+    Args:
+        path: the file.
+        what: noun for messages.
+        advice: for whoever named a file that does not exist.
+
+    Raises:
+        InputNotFoundError: the file does not exist.
+        SettingsError: it is not YAML, or holds something else.
+    """
+    if not path.is_file():
+        raise InputNotFoundError(f"{what} '{path}' does not exist; {advice}")
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{what} '{path}' is not valid YAML: {error}") from error
+    if not isinstance(loaded, dict):
+        raise SettingsError(f"{what} '{path}' must hold a mapping of settings, not a {type(loaded).__name__}")
+    return loaded
 
 
 def readable(error: ValidationError) -> str:

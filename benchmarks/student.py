@@ -21,11 +21,11 @@ arm: where they do not help either, more slices of this kind are worth little; w
         --out results/acdc
     python benchmarks/student.py DATA --work WORK --until bundle     # stop before training; train elsewhere:
     python benchmarks/student_train.py WORK/acdc.npz --out WORK/results --minutes 4
-    python benchmarks/student.py                                     # phantoms (procedural), a few minutes
+    python benchmarks/student.py                       # phantoms (procedural), a few minutes
 
 DATA holds ``images/`` and ``labels/``. Everything is kept in WORK, so an interrupted benchmark goes on, and networks
-that were trained elsewhere count. Prints Markdown tables, ends with one line of key figures; writes OUT.json and OUT.md.
-Exits 1 where the pseudo-labels did not help in the mean over seeds, 2 on input that cannot be used.
+that were trained elsewhere count. Prints Markdown tables and ends with one line of key figures;
+writes OUT.json and OUT.md. Exits 1 where the pseudo-labels did not help in the mean over seeds, 2 on input that cannot be used.
 """
 
 from __future__ import annotations

@@ -125,6 +125,7 @@ def pool_quality(labelled: Mapping[int, dict[str, Any]], work: Path, data: Path)
 def markdown(name: str, table: Sequence[Mapping[str, Any]], pools: Sequence[Mapping[str, Any]]) -> str:
     """Return both tables as Markdown."""
     classes = list(table[0]["classes"])
+    titles = " | ".join(f"Dice {one}" for one in classes)
     lines = [
         f"Pseudo-labels of {name} (true Dice, known here because experts labelled the pool too):",
         "",
@@ -138,8 +139,7 @@ def markdown(name: str, table: Sequence[Mapping[str, Any]], pools: Sequence[Mapp
         "",
         f"Students on {name}, test patients:",
         "",
-        "| network | trained on | slices | seeds | Dice | gain | "
-        f"{' | '.join(f'Dice {one}' for one in classes)} | HD95 mm |",
+        f"| network | trained on | slices | seeds | Dice | gain | {titles} | HD95 mm |",
         "|---|---|---|---|---|---|" + "---|" * (len(classes) + 1),
     ]
     for line in table:

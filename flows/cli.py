@@ -23,6 +23,7 @@ from flows.commands.review import review_export, review_import
 from flows.commands.select import select
 from flows.commands.status import status
 from flows.commands.study import study
+from flows.commands.train import train
 from flows.exit_codes import BAD_INPUT, DONE, FAILED, INTERRUPTED
 from rfss_core import __version__
 from rfss_core.errors import InputError, ModelError, RfssError
@@ -34,7 +35,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (label, evaluate, study, select, status, export, datasets, promote, demote, rollback, lineage, doctor):
+for command in (
+    label,
+    evaluate,
+    study,
+    select,
+    status,
+    export,
+    datasets,
+    promote,
+    demote,
+    rollback,
+    lineage,
+    train,
+    doctor,
+):
     app.command()(command)
 data_app = typer.Typer(help="Public data sets.", no_args_is_help=True)
 data_app.command("fetch")(data_fetch)

@@ -14,7 +14,7 @@ from typer.exceptions import TyperException
 
 import tasks  # noqa: F401 - sets the environment's defaults before Prefect and MLflow are imported
 from flows.commands.automations import automations
-from flows.commands.data import data_fetch
+from flows.commands.data import data_convert, data_fetch
 from flows.commands.datasets import datasets, demote, lineage, promote, rollback
 from flows.commands.doctor import doctor
 from flows.commands.evaluate import evaluate
@@ -24,6 +24,8 @@ from flows.commands.review import review_export, review_import
 from flows.commands.select import select
 from flows.commands.serve import serve
 from flows.commands.status import status
+from flows.commands.study import study
+from flows.commands.train import train
 from flows.exit_codes import BAD_INPUT, DONE, FAILED, INTERRUPTED
 from rfss_core import __version__
 from rfss_core.errors import InputError, ModelError, RfssError
@@ -38,6 +40,7 @@ app = typer.Typer(
 for command in (
     label,
     evaluate,
+    study,
     select,
     status,
     export,
@@ -46,6 +49,7 @@ for command in (
     demote,
     rollback,
     lineage,
+    train,
     doctor,
     serve,
     automations,
@@ -53,6 +57,7 @@ for command in (
     app.command()(command)
 data_app = typer.Typer(help="Public data sets.", no_args_is_help=True)
 data_app.command("fetch")(data_fetch)
+data_app.command("convert")(data_convert)
 app.add_typer(data_app, name="data")
 review_app = typer.Typer(help="Correct pseudo-labels by hand, and let them serve.", no_args_is_help=True)
 review_app.command("export")(review_export)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -46,8 +46,9 @@ def show_versions(console: Console, found: Mapping[str, Sequence[DatasetVersion]
         console.print(f"no data set is registered at {uri}; run `rfss label` first", highlight=False, soft_wrap=True)
         return
     table = Table(title=f"Data sets at {uri}", title_justify="left")
-    for heading in ("name", "version", "aliases", "status", "held-out Dice", "accepted", "digest", "date (UTC)"):
-        table.add_column(heading, justify="right" if heading in ("version", "held-out Dice", "accepted") else "left")
+    for heading in ("name", "version", "aliases", "status", "Dice", "accepted", "digest", "date"):
+        side: Literal["left", "right"] = "right" if heading in ("version", "Dice", "accepted") else "left"
+        table.add_column(heading, justify=side, no_wrap=heading not in ("name", "aliases"))
     for name, versions in found.items():
         for place, item in enumerate(versions):
             dice = "n/a" if item.held_out_dice is None else f"{item.held_out_dice:.3f}"
@@ -58,10 +59,11 @@ def show_versions(console: Console, found: Mapping[str, Sequence[DatasetVersion]
                 f"[green]{item.status}[/]" if item.status == "accepted" else f"[red]{item.status}[/]",
                 dice,
                 item.tags.get("cases.accept", ""),
-                item.digest[:12],
-                f"{item.created:%Y-%m-%d %H:%M}",
+                item.digest[:8],
+                f"{item.created:%Y-%m-%d}",
             )
     console.print(table)
+    console.print("Dice: mean over classes on held-out patients; accepted: cases", highlight=False)
 
 
 def show_promotion(console: Console, done: Promotion) -> None:

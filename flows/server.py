@@ -59,7 +59,7 @@ class PrefectServer:
             except httpx.TransportError:
                 pass
             time.sleep(POLL_S)
-        self.stop()
+        self._end()
         self._said.seek(0)
         said = self._said.read().decode(errors="replace").strip().splitlines()[-1:]
         raise ExecutionError(
@@ -69,6 +69,10 @@ class PrefectServer:
 
     def stop(self) -> None:
         """End the server; does nothing where it has ended."""
+        self._end()
+        self._said.close()
+
+    def _end(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()

@@ -53,6 +53,7 @@ class TerminalProgress:
         self._bars: dict[str, TaskID] = {}
         self._slices: dict[str, int] = {}
         self._began: dict[str, float] = {}
+        self._said: set[str] = set()
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -66,12 +67,17 @@ class TerminalProgress:
         match event:
             case StageStarted(stage, total, done, unit):
                 self._began[stage], self._slices[stage] = time.perf_counter(), 0
-                self._bars[stage] = self._progress.add_task(stage, total=total, completed=done, unit=unit, rate="")
+                if stage in self._bars:
+                    # Of a study's next row.
+                    self._progress.reset(self._bars[stage], total=total, completed=done, unit=unit, rate="")
+                else:
+                    self._bars[stage] = self._progress.add_task(stage, total=total, completed=done, unit=unit, rate="")
             case ChunkFinished(stage, _, slices):
                 self._slices[stage] += slices
                 rate = self._slices[stage] / max(1e-9, time.perf_counter() - self._began[stage])
                 self._progress.update(self._bars[stage], advance=1, rate=f"{rate:.0f} slices/s" if slices else "")
-            case CaseQuarantined(name, reason, message):
+            case CaseQuarantined(name, reason, message) if name not in self._said:
+                self._said.add(name)
                 self._progress.console.print(f"[yellow]set aside[/] {name} ({reason}): {message}", highlight=False)
             case ChunkFailed(stage, chunk, _, message):
                 self._progress.console.print(f"[red]failed[/] {stage} {chunk}: {message}", highlight=False)

@@ -136,7 +136,9 @@ class DataRegistry:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            item = self.client.create_model_version(PREFIX + name, source, run_id=run_id, tags=dict(tags))
+            item = self.client.create_model_version(
+                PREFIX + name, source, run_id=run_id, tags=dict(tags), await_creation_for=0
+            )
             return self._version(name, item, {})
 
     def set_alias(self, version: DatasetVersion, alias: str) -> None:

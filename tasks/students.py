@@ -109,7 +109,7 @@ def register_student(
                 **({} if dice is None else {"dice": f"{dice:.6f}"}),
                 **(tags or {}),
             }
-            item = client.create_model_version(model, model_uri, run_id=run_id, tags=given)
+            item = client.create_model_version(model, model_uri, run_id=run_id, tags=given, await_creation_for=0)
             student = _student(name, item, {})
     for dataset in datasets:
         version = _registered(registry, dataset)

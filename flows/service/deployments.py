@@ -64,6 +64,12 @@ SERVED = (
         "Measure Dice and HD95 on labelled patients that are kept out of the support set.",
     ),
     Served(
+        "study",
+        "flows.study",
+        "study",
+        "Compare methods on the same held-out patients over seeds: tables, plots, claims. Goes on where it stopped.",
+    ),
+    Served(
         "train-student",
         "flows.train_student",
         "train_student",

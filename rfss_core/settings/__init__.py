@@ -8,7 +8,7 @@ returns just those.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError
@@ -18,6 +18,9 @@ from rfss_core.settings.alerts import AlertSettings as AlertSettings
 from rfss_core.settings.base import SettingsModel
 from rfss_core.settings.embedding import EmbeddingSettings as EmbeddingSettings
 from rfss_core.settings.execution import ExecutionSettings as ExecutionSettings
+from rfss_core.settings.export import ExportedDecision as ExportedDecision
+from rfss_core.settings.export import ExportFormat as ExportFormat
+from rfss_core.settings.export import ExportSettings as ExportSettings
 from rfss_core.settings.imaging import ImagingSettings as ImagingSettings
 from rfss_core.settings.index import PLACING
 from rfss_core.settings.index import IndexSettings as IndexSettings
@@ -35,6 +38,8 @@ from rfss_core.settings.segmentation import SegmenterName as SegmenterName
 from rfss_core.settings.segmentation import SupportMaskMode as SupportMaskMode
 from rfss_core.settings.selection import Objective as Objective
 from rfss_core.settings.selection import SelectionSettings as SelectionSettings
+from rfss_core.settings.student import ArchitectureName as ArchitectureName
+from rfss_core.settings.student import StudentSettings as StudentSettings
 from rfss_core.settings.training import SupervisedSettings as SupervisedSettings
 
 PresetName = Literal["tiny", "fast", "paper", "best"]
@@ -118,15 +123,20 @@ class SelectSettings(LabelSettings):
     workspace: str = Field("", description="Folder or fsspec URL that keeps embeddings for later runs.")
 
 
+Settings = TypeVar("Settings", bound=SettingsModel)
+
+
 def load_settings(
-    overrides: dict[str, Any], config: Path | None = None, model: type[LabelSettings] = LabelSettings
-) -> LabelSettings:
+    overrides: dict[str, Any],
+    config: Path | None = None,
+    model: type[Settings] = LabelSettings,  # type: ignore[assignment]
+) -> Settings:
     """Merge a YAML file with overrides (which win) into validated settings.
 
     Args:
         overrides: nested dictionary of settings given explicitly; ``None`` values are ignored.
-        config: YAML file with the fields of :class:`LabelSettings`.
-        model: of a flow that asks for less.
+        config: YAML file with the fields of the model.
+        model: of another flow.
 
     Returns:
         The validated settings.
@@ -135,24 +145,35 @@ def load_settings(
         InputNotFoundError: the YAML file does not exist.
         SettingsError: a value is out of bounds, unknown or missing; the message lists each.
     """
-    merged: dict[str, Any] = {}
-    if config is not None:
-        if not config.is_file():
-            raise InputNotFoundError(f"configuration file '{config}' does not exist; check --config")
-        try:
-            loaded = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise SettingsError(f"configuration file '{config}' is not valid YAML: {error}") from error
-        if not isinstance(loaded, dict):
-            raise SettingsError(
-                f"configuration file '{config}' must hold a mapping of settings, not a {type(loaded).__name__}"
-            )
-        merged = loaded
+    merged = {} if config is None else read_mapping(config, "configuration file", "check --config")
     _merge(merged, overrides)
     try:
         return model.model_validate(merged)
     except ValidationError as error:
         raise SettingsError(readable(error)) from error
+
+
+def read_mapping(path: Path, what: str, advice: str = "check the path") -> dict[str, Any]:
+    """Read a YAML file that holds a mapping; an empty file is an empty one.
+
+    Args:
+        path: the file.
+        what: noun for messages.
+        advice: for whoever named a file that does not exist.
+
+    Raises:
+        InputNotFoundError: the file does not exist.
+        SettingsError: it is not YAML, or holds something else.
+    """
+    if not path.is_file():
+        raise InputNotFoundError(f"{what} '{path}' does not exist; {advice}")
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{what} '{path}' is not valid YAML: {error}") from error
+    if not isinstance(loaded, dict):
+        raise SettingsError(f"{what} '{path}' must hold a mapping of settings, not a {type(loaded).__name__}")
+    return loaded
 
 
 def readable(error: ValidationError) -> str:

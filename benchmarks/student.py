@@ -1,6 +1,6 @@
 r"""Do pseudo-labels help? A student on 50 expert slices, with pseudo-labels added, and on all expert labels.
 
-For every seed the patients are split: a few support patients (50 slices), calibration patients, a pool, and test
+For every draw the patients are split: a few support patients (50 slices), calibration patients, a pool, and test
 patients whom nothing but the final measurement sees. A real ``rfss label`` run, where only support and calibration
 patients have labels, labels the pool. Then one network an arm is trained:
 
@@ -17,15 +17,15 @@ All arms validate (early stopping) on the calibration patients' expert labels. T
 arm: where they do not help either, more slices of this kind are worth little; where they do, it is the labels' quality
 (the pool's true Dice is printed beside) or how many cases were accepted.
 
-    python benchmarks/student.py DATA --work WORK --support 3 --calibration 7 --pool 13 --test 7 --seeds 0 1 2 \
-        --out results/acdc
+    python benchmarks/student.py DATA --work WORK --support 3 --calibration 7 --pool 13 --test 7 \
+        --draws 0 1 2 --out results/acdc
     python benchmarks/student.py DATA --work WORK --until bundle     # stop before training; train elsewhere:
     python benchmarks/student_train.py WORK/acdc.npz --out WORK/results --minutes 4
-    python benchmarks/student.py                                     # phantoms (procedural), a few minutes
+    python benchmarks/student.py                       # phantoms (procedural), a few minutes
 
 DATA holds ``images/`` and ``labels/``. Everything is kept in WORK, so an interrupted benchmark goes on, and networks
-that were trained elsewhere count. Prints Markdown tables, ends with one line of key figures; writes OUT.json and OUT.md.
-Exits 1 where the pseudo-labels did not help in the mean over seeds, 2 on input that cannot be used.
+that were trained elsewhere count. Prints Markdown tables and ends with one line of key figures;
+writes OUT.json and OUT.md. Exits 1 where the pseudo-labels did not help in the mean over seeds, 2 on unusable input.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ def _run(given: argparse.Namespace, temporary: Path) -> int:
         name = data.resolve().name
     work = (given.work or temporary) / name
     plan = Plan(given.support, given.calibration, given.pool, given.test, given.slices, given.preset)
-    labelled = {seed: label_pool(data, plan, seed, work / str(seed)) for seed in given.seeds}
+    labelled = {draw: label_pool(data, plan, draw, work / str(draw)) for draw in given.draws}
     bundle = work.parent / f"{name}.npz"
     if not bundle.exists():
-        build_bundle(name, data, labelled, work, bundle, _training(given), given.image_size)
+        build_bundle(name, data, labelled, work, bundle, _training(given), given.image_size, given.seeds)
     if given.until == "bundle":
         print(f"{bundle}: {len(Bundle(bundle).jobs)} networks, {bundle.stat().st_size / 2**20:.1f} MiB")
         return 0
@@ -132,7 +132,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=None, help="keep labelling runs, bundle and networks here")
     parser.add_argument("--results", type=Path, default=None, help="networks' label maps (default: WORK/results)")
     parser.add_argument("--until", choices=("bundle", "end"), default="end")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--draws", type=int, nargs="+", default=[0], help="seeds of patients and labelling runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings of each draw")
     for part in ("support", "calibration", "pool", "test", "slices"):
         parser.add_argument(f"--{part}", type=int, default=getattr(plan, part))
     parser.add_argument("--preset", default=plan.preset)

@@ -103,17 +103,19 @@ def build_bundle(
     path: Path,
     training: Mapping[str, dict[str, Any]],
     longest: int,
+    seeds: Sequence[int],
 ) -> None:
-    """Write the bundle of all seeds, arms and architectures.
+    """Write the bundle of all draws, seeds, arms and architectures.
 
     Args:
         name: of the data.
         data: holds ``images`` and ``labels``.
-        labelled: seed -> what :func:`student_sets.label_pool` returned.
-        work: folder that holds each seed's folder.
+        labelled: draw -> what :func:`student_sets.label_pool` returned.
+        work: folder that holds each draw's folder.
         path: the bundle.
         training: architecture -> settings of its training.
         longest: pixels that the longer side of a slice may have.
+        seeds: of the trainings of each draw.
     """
     everybody = frozenset(
         patient for found in labelled.values() for part in found["parts"].values() for patient in part
@@ -123,18 +125,18 @@ def build_bundle(
     classes = {value: str(value) for value in values}
     labels: dict[str, dict[int, npt.NDArray[np.uint8]]] = {EXPERT: gathered.truth}
     jobs = []
-    for seed, found in labelled.items():
-        dataset = load(str(work / str(seed) / "workspace"), verify="labels", log_input=False)
-        labels |= _pseudo_labels(dataset, gathered, seed, max(values) + 1)
-        jobs += _jobs(dataset, gathered, found, seed, training)
+    for draw, found in labelled.items():
+        dataset = load(str(work / str(draw) / "workspace"), verify="labels", log_input=False)
+        labels |= _pseudo_labels(dataset, gathered, draw, max(values) + 1)
+        jobs += _jobs(dataset, gathered, found, training, seeds)
     # Every table needs the three arms of the issue with the first architecture; then the other arms.
     first = next(iter(training))
-    jobs.sort(key=lambda job: (job.arm not in MAIN, job.architecture != first, job.seed, ARMS.index(job.arm)))
+    jobs.sort(key=lambda job: (job.arm not in MAIN, job.architecture != first, job.seed, job.draw, ARMS.index(job.arm)))
     write_bundle(path, name, classes, gathered.slices, labels, jobs)
 
 
 def _pseudo_labels(
-    dataset: PseudoLabelSet, gathered: Gathered, seed: int, ignore: int
+    dataset: PseudoLabelSet, gathered: Gathered, draw: int, ignore: int
 ) -> dict[str, dict[int, npt.NDArray[np.uint8]]]:
     plain: dict[int, npt.NDArray[np.uint8]] = {}
     blind: dict[int, npt.NDArray[np.uint8]] = {}
@@ -144,20 +146,20 @@ def _pseudo_labels(
         unsure[unsure == dataset.ignore_value] = ignore
         plain |= {row: gathered.fitted(sure[z]) for z, row in enumerate(rows)}
         blind |= {row: gathered.fitted(unsure[z]) for z, row in enumerate(rows)}
-    return {f"pseudo-{seed}": plain, f"ignore-{seed}": blind}
+    return {f"pseudo-{draw}": plain, f"ignore-{draw}": blind}
 
 
 def _jobs(
     dataset: PseudoLabelSet,
     gathered: Gathered,
     found: dict[str, Any],
-    seed: int,
     training: Mapping[str, dict[str, Any]],
+    seeds: Sequence[int],
 ) -> list[Job]:
-    parts, plan = found["parts"], found["plan"]
+    parts, plan, draw = found["parts"], found["plan"], found["seed"]
     support = gathered.of(parts["support"])
     ids = [gathered.slices[row][0] for row in support]
-    drawn = draw_evenly(ids, [gathered.slices[row][1] for row in support], plan["slices"], seed)
+    drawn = draw_evenly(ids, [gathered.slices[row][1] for row in support], plan["slices"], draw)
     experts = _experts(sorted(support[place] for place in drawn))
     validating = _experts(gathered.of(parts["calibration"]), validates=True)
     everything = dataset.cases(("accept", "review", "reject"))
@@ -165,7 +167,7 @@ def _jobs(
 
     def pseudo(cases: Sequence[Any], kind: str, weighted: bool = True) -> Part:
         items = [(row, case.weight if weighted else 1.0) for case in cases for row in gathered.volumes[case.id].rows]
-        return Part([row for row, _ in items], f"{kind}-{seed}", [weight for _, weight in items], expert=False)
+        return Part([row for row, _ in items], f"{kind}-{draw}", [weight for _, weight in items], expert=False)
 
     def oracle(cases: Sequence[Any]) -> Part:
         rows = [row for case in cases for row in gathered.volumes[case.id].rows]
@@ -185,7 +187,8 @@ def _jobs(
     test = gathered.of(parts["test"])
     first = next(iter(training))
     return [
-        Job(seed, arm, architecture, settings, [*one, validating], test)
+        Job(draw, seed, arm, architecture, settings, [*one, validating], test)
+        for seed in seeds
         for architecture, settings in training.items()
         for arm, one in own.items()
         if architecture == first or arm in MAIN

@@ -33,7 +33,10 @@ class Part:
 class Job:
     """One network: what trains it, and what it labels."""
 
+    draw: int
+    """Seed of the patients' parts and of the labelling run."""
     seed: int
+    """Seed of the training."""
     arm: str
     architecture: str
     training: dict[str, Any]
@@ -44,7 +47,7 @@ class Job:
     @property
     def name(self) -> str:
         """What messages and results call it."""
-        return f"{self.architecture}, {self.arm}, seed {self.seed}"
+        return f"{self.architecture}, {self.arm}, draw {self.draw}, seed {self.seed}"
 
 
 class Bundle:

@@ -87,7 +87,7 @@ def draw_parts(patients: Sequence[str], plan: Plan, seed: int) -> Parts:
 
 
 def label_pool(data: Path, plan: Plan, seed: int, folder: Path) -> dict[str, Any]:
-    """Run ``rfss label`` where only the labelled patients have labels; again with a lower threshold if none is accepted.
+    """Run ``rfss label`` where only the labelled patients have labels; again, more lenient, if none is accepted.
 
     A folder that is done is read. What was interrupted goes on.
 

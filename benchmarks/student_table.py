@@ -66,22 +66,26 @@ def measure(bundle: Bundle, results: Path, data: Path) -> list[dict[str, Any]]:
 
 
 def summary_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return one record an architecture and arm: means and standard deviations over seeds, and the paired gain."""
+    """Return one record an architecture and arm: means and standard deviations over networks, and the paired gain."""
     table = []
     for architecture in dict.fromkeys(row["architecture"] for row in rows):
         mine = [row for row in rows if row["architecture"] == architecture]
-        base = {row["seed"]: row["dice"]["mean"] for row in mine if row["arm"] == ARMS[0]}
+        base = {(row["draw"], row["seed"]): row["dice"]["mean"] for row in mine if row["arm"] == ARMS[0]}
         for arm in ARMS:
             found = [row for row in mine if row["arm"] == arm]
             if not found:
                 continue
             dice = [row["dice"]["mean"] for row in found]
-            gains = [row["dice"]["mean"] - base[row["seed"]] for row in found if row["seed"] in base]
+            gains = [
+                row["dice"]["mean"] - base[row["draw"], row["seed"]]
+                for row in found
+                if (row["draw"], row["seed"]) in base
+            ]
             table.append(
                 {
                     "architecture": architecture,
                     "arm": arm,
-                    "seeds": len(found),
+                    "networks": len(found),
                     "slices": statistics.fmean(row["slices"] for row in found),
                     "dice": statistics.fmean(dice),
                     "dice_sd": statistics.stdev(dice) if len(dice) > 1 else None,
@@ -100,10 +104,10 @@ def summary_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def pool_quality(labelled: Mapping[int, dict[str, Any]], work: Path, data: Path) -> list[dict[str, Any]]:
-    """Return, a seed, how good the pseudo-labels of the pool are against the experts' labels, which no run saw."""
+    """Return, a draw, how good the pseudo-labels of the pool are against the experts' labels, which no run saw."""
     truth, found = Truth(data), []
-    for seed, about in labelled.items():
-        dataset = load(str(work / str(seed) / "workspace"), verify="none", log_input=False)
+    for draw, about in labelled.items():
+        dataset = load(str(work / str(draw) / "workspace"), verify="none", log_input=False)
         dice = {}
         for case in dataset.cases(("accept", "review", "reject")):
             labels, _ = truth.of(case.id)
@@ -111,7 +115,7 @@ def pool_quality(labelled: Mapping[int, dict[str, Any]], work: Path, data: Path)
         accepted = [value for value, decision in dice.values() if decision == "accept"]
         found.append(
             {
-                "seed": seed,
+                "draw": draw,
                 "accept_dice": about["accept_dice"],
                 "cases": len(dice),
                 "dice": statistics.fmean(value for value, _ in dice.values()),
@@ -125,21 +129,21 @@ def pool_quality(labelled: Mapping[int, dict[str, Any]], work: Path, data: Path)
 def markdown(name: str, table: Sequence[Mapping[str, Any]], pools: Sequence[Mapping[str, Any]]) -> str:
     """Return both tables as Markdown."""
     classes = list(table[0]["classes"])
+    titles = " | ".join(f"Dice {one}" for one in classes)
     lines = [
         f"Pseudo-labels of {name} (true Dice, known here because experts labelled the pool too):",
         "",
-        "| seed | accept_dice | cases | Dice | accepted | their Dice |",
+        "| draw | accept_dice | cases | Dice | accepted | their Dice |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {pool['seed']} | {pool['accept_dice']:.3f} | {pool['cases']} | {pool['dice']:.3f} | "
+            f"| {pool['draw']} | {pool['accept_dice']:.3f} | {pool['cases']} | {pool['dice']:.3f} | "
             f"{pool['accepted']} | {_text(pool['accepted_dice'])} |"
             for pool in pools
         ),
         "",
         f"Students on {name}, test patients:",
         "",
-        "| network | trained on | slices | seeds | Dice | gain | "
-        f"{' | '.join(f'Dice {one}' for one in classes)} | HD95 mm |",
+        f"| network | trained on | slices | networks | Dice | gain | {titles} | HD95 mm |",
         "|---|---|---|---|---|---|" + "---|" * (len(classes) + 1),
     ]
     for line in table:
@@ -147,7 +151,7 @@ def markdown(name: str, table: Sequence[Mapping[str, Any]], pools: Sequence[Mapp
         gain = "" if line["gain"] is None or line["arm"] == ARMS[0] else f"{line['gain']:+.3f}"
         scores = " | ".join(f"{line['classes'][one]:.3f}" for one in classes)
         lines.append(
-            f"| {line['architecture']} | {line['arm']} | {line['slices']:.0f} | {line['seeds']} | "
+            f"| {line['architecture']} | {line['arm']} | {line['slices']:.0f} | {line['networks']} | "
             f"{line['dice']:.3f}{spread} | {gain} | {scores} | {line['hd95']:.1f} |"
         )
     return "\n".join(lines)
@@ -178,6 +182,7 @@ def _measured(bundle: Bundle, job: Job, path: Path, truth: Truth) -> dict[str, A
     return {
         "arm": job.arm,
         "architecture": job.architecture,
+        "draw": job.draw,
         "seed": job.seed,
         "slices": sum(len(part.rows) for part in job.parts if not part.validates),
         "dice": {**scores, "mean": statistics.fmean(scores.values())},

@@ -92,18 +92,18 @@ def train_job(path: Path, place: int, device: str, folder: Path, deadline: float
 def train_all(paths: Sequence[Path], out: Path, minutes: float, processes: int, device: str) -> int:
     """Train what is not there yet, until the time is up."""
     deadline = time.time() + 60 * minutes
-    waiting, failed, names = {}, 0, {}
+    waiting, failed = {}, 0
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for path in paths:
-            bundle = Bundle(path)
-            folder = out / bundle.name
-            folder.mkdir(parents=True, exist_ok=True)
-            # The arms that every table needs come first.
-            for place, job in enumerate(bundle.jobs):
-                if not (folder / f"{place}.npz").exists():
+        bundles = {path: Bundle(path) for path in paths}
+        # Bundle after bundle at each place: what every table needs stands first in each.
+        for place in range(max(len(bundle.jobs) for bundle in bundles.values())):
+            for path, bundle in bundles.items():
+                folder = out / bundle.name
+                folder.mkdir(parents=True, exist_ok=True)
+                if place < len(bundle.jobs) and not (folder / f"{place}.npz").exists():
                     future = pool.submit(train_job, path, place, device, folder, deadline)
-                    waiting[future] = f"{bundle.name}: {job.name}"
-            names[bundle.name] = len(bundle.jobs)
+                    waiting[future] = f"{bundle.name}: {bundle.jobs[place].name}"
+        names = {bundle.name: len(bundle.jobs) for bundle in bundles.values()}
         try:
             for number, future in enumerate(as_completed(waiting, timeout=max(1.0, deadline - time.time())), 1):
                 if (error := future.exception()) is not None:

@@ -25,6 +25,7 @@ from flows.commands.select import select
 from flows.commands.serve import serve
 from flows.commands.status import status
 from flows.commands.study import study
+from flows.commands.train import train
 from flows.exit_codes import BAD_INPUT, DONE, FAILED, INTERRUPTED
 from rfss_core import __version__
 from rfss_core.errors import InputError, ModelError, RfssError
@@ -48,6 +49,7 @@ for command in (
     demote,
     rollback,
     lineage,
+    train,
     doctor,
     serve,
     automations,

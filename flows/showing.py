@@ -21,6 +21,7 @@ from rfss_core.store import Manifest
 from rfss_core.store.files import Files
 from tasks.events_out import dataset_resource, send_event
 from tasks.run import Run
+from tasks.spectator import server_answers
 from tasks.summary import Summary
 
 GATE_FAILED = "rfss.gate.failed"
@@ -47,6 +48,9 @@ def show_start(run: Run) -> None:
 
 def show_end(run: Run, summary: Summary, drifted: Sequence[str]) -> None:
     """Put figures, pictures and links into the UI, and tell automations what happened."""
+    if not server_answers():
+        log.warning("the Prefect server does not answer: its UI gets no figures; '%s' has them", summary.report)
+        return
     _try(create_table_artifact, run.throughput.table(), key="rfss-stages", description="Work of each stage in this run")
     _try(create_table_artifact, _held_out(summary), key="rfss-held-out", description="Quality on held-out patients")
     if pictures := _pictures(run.workspace.files, summary):

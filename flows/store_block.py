@@ -12,7 +12,7 @@ import httpx
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
-from rfss_core.errors import InputNotFoundError, SettingsError, UnsafePathError
+from rfss_core.errors import InputNotFoundError, SettingsError
 from rfss_core.settings import LabelSettings
 
 SCHEME = "block://"
@@ -76,7 +76,7 @@ def resolved(settings: Settings) -> Iterator[Settings]:
         raise SettingsError(f"workspace '{settings.workspace}' names no store; write block://NAME/PATH")
     name, path = match.groups()
     if any(part in ("..", ".") for part in path.split("/")):
-        raise UnsafePathError(f"workspace '{settings.workspace}' leaves its store; write block://NAME/PATH")
+        raise SettingsError(f"workspace '{settings.workspace}' leaves its store; write block://NAME/PATH")
     store = _load(name)
     before = {variable: os.environ.get(variable) for variable in store.environment()}
     os.environ.update(store.environment())

@@ -30,6 +30,7 @@ from rfss_core.events import (
     StageFinished,
     StageStarted,
 )
+from tasks.spectator import server_answers
 
 log = logging.getLogger("rfss")
 
@@ -134,6 +135,8 @@ class PrefectProgress:
     def _update(self, ending: str = "") -> None:
         if time.monotonic() < self._away_until:
             return
+        if not server_answers():
+            raise ConnectionError("no answer to a call of its health")
         percent = 100.0 * self._done / self._total if self._total else 100.0
         text = f"Stage {self._stage}: {self._done} of {self._total} {self._unit}{self._rate(bool(ending))}"
         text = f"{text}, {ending}" if ending else text

@@ -8,10 +8,10 @@ returns just those.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from rfss_core.errors import InputNotFoundError, SettingsError
 from rfss_core.settings.alerts import AlertSettings as AlertSettings
@@ -38,6 +38,8 @@ from rfss_core.settings.segmentation import SegmenterName as SegmenterName
 from rfss_core.settings.segmentation import SupportMaskMode as SupportMaskMode
 from rfss_core.settings.selection import Objective as Objective
 from rfss_core.settings.selection import SelectionSettings as SelectionSettings
+from rfss_core.settings.student import ArchitectureName as ArchitectureName
+from rfss_core.settings.student import StudentSettings as StudentSettings
 from rfss_core.settings.training import SupervisedSettings as SupervisedSettings
 
 PresetName = Literal["tiny", "fast", "paper", "best"]
@@ -121,15 +123,26 @@ class SelectSettings(LabelSettings):
     workspace: str = Field("", description="Folder or fsspec URL that keeps embeddings for later runs.")
 
 
+Settings = TypeVar("Settings", bound=SettingsModel)
+
+
+@overload
+def load_settings(overrides: dict[str, Any], config: Path | None = None) -> LabelSettings: ...
+
+
+@overload
+def load_settings(overrides: dict[str, Any], config: Path | None, model: type[Settings]) -> Settings: ...
+
+
 def load_settings(
-    overrides: dict[str, Any], config: Path | None = None, model: type[LabelSettings] = LabelSettings
-) -> LabelSettings:
+    overrides: dict[str, Any], config: Path | None = None, model: type[BaseModel] = LabelSettings
+) -> BaseModel:
     """Merge a YAML file with overrides (which win) into validated settings.
 
     Args:
         overrides: nested dictionary of settings given explicitly; ``None`` values are ignored.
-        config: YAML file with the fields of :class:`LabelSettings`.
-        model: of a flow that asks for less.
+        config: YAML file with the fields of the model.
+        model: of another flow.
 
     Returns:
         The validated settings.

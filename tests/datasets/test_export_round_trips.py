@@ -50,7 +50,7 @@ def affines(draw: st.DrawFn) -> np.ndarray:
 
 
 @given(affine=affines(), sform=st.sampled_from([0, 1, 2, 4]), qform=st.sampled_from([0, 1, 3]), seed=st.integers(0, 99))
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_nifti_grid_comes_back(
     tmp_path_factory: pytest.TempPathFactory, affine: np.ndarray, sform: int, qform: int, seed: int
 ) -> None:

@@ -33,7 +33,10 @@ def fill(browser: Browser, title: str, value: str) -> None:
 def visit(browser: Browser, address: str, text: str) -> None:
     browser.call("Page.navigate", url=address)
     seen = f"document.body && document.body.innerText.includes({json.dumps(text)})"
-    until(lambda: browser.evaluate(seen), f"'{text}' is shown at {address}", 60)
+    try:
+        until(lambda: browser.evaluate(seen), f"'{text}' is shown at {address}", 120)
+    finally:
+        keep(browser, "last-page")
 
 
 def keep(browser: Browser, name: str) -> None:
@@ -56,7 +59,7 @@ def test_a_run_is_started_and_looked_at_in_the_ui(tmp_path: Path) -> None:
             browser.call(f"{domain}.enable")
         browser.resize(1300)
         deployment = service.deployment("label-dataset/label-dataset")["id"]
-        visit(browser, f"{service.ui}/deployments/deployment/{deployment}", "Label the images that have no label")
+        visit(browser, f"{service.ui}/deployments/deployment/{deployment}", "label-dataset")
         keep(browser, "deployment")
         visit(browser, f"{service.ui}/deployments/deployment/{deployment}/run", "Folder or glob of images")
         text = browser.evaluate("document.body.innerText")

@@ -20,7 +20,8 @@ from rfss_core.datasets.exporters.case import ExportCase, ExportSet
 from rfss_core.datasets.exporters.exporter import CaseFiles, WrittenCase
 from rfss_core.datasets.viewers import class_palette
 from rfss_core.settings import ExportSettings
-from rfss_core.store.durable import make_folders, sync
+from rfss_core.store.durable import make_folders
+from rfss_core.store.files import Files
 
 _CHUNK = 512
 """Pixels of a chunk's sides at most."""
@@ -79,8 +80,7 @@ class OmeZarrExporter:
         }
         group.attrs["rfss"] = about
         group[f"labels/{case.label_source}"].attrs["rfss"] = {**about, "label_source": case.label_source}
-        for each in place.rglob("*"):
-            sync(each)
+        Files(place).sync_tree(".")
         return CaseFiles((path,), {"image": path, "label": f"{path}/labels/{case.label_source}"})
 
     def finish(self, written: Sequence[WrittenCase], content: ExportSet, folder: Path) -> None:

@@ -146,7 +146,7 @@ def plan_study(study: StudySettings, workspace: str) -> Plan:
     """
     for name in ("images", "labels"):
         if not getattr(study, name):
-            raise SettingsError(f"study '{study.name}' names no {name}; give --{name} (or --layout), or write it there")
+            raise SettingsError(f"study '{study.name}' names no {name}; give --data or --{name}, or write it there")
     rows = [row for seed in study.seeds for row in _rows(study, seed, workspace)]
     plan = Plan(study, tuple(rows))
     known = plan.labels

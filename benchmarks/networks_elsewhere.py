@@ -38,8 +38,10 @@ COMMAND = "python benchmarks/networks_elsewhere.py train BUNDLE --out RESULTS"
 class Job:
     """One network: what trains it, and what it labels."""
 
-    fingerprint: str
-    """Of its label maps."""
+    inputs: str
+    """Digest of slices and settings."""
+    code: str
+    """Version of the code that wrote the bundle."""
     label: str
     seed: int
     architecture: str
@@ -133,7 +135,6 @@ def train(path: Path, place: int, device: str) -> tuple[int, dict[str, Any], npt
     found = segmenter.segment(queries, [near] * len(queries), support, keep_logits=False)
     labels = np.concatenate([one.labels.ravel() for one in found])
     about = {
-        "fingerprint": job.fingerprint,
         "weights": segmenter.digest,
         "train_seconds": trained - started,
         "segment_seconds": time.perf_counter() - trained,
@@ -233,7 +234,8 @@ def write(given: argparse.Namespace) -> int:
         test = slices[slices["patient"].isin(split.held_out)]
         jobs.append(
             Job(
-                row.masks_fingerprint(data),
+                row.inputs_fingerprint(data),
+                row.code,
                 row.label,
                 row.seed,
                 row.settings.segmentation.segmenter,
@@ -284,7 +286,7 @@ def collect(given: argparse.Namespace) -> int:
     """Measure what came back, and keep it as finished rows."""
     from networks_measured import keep
 
-    return keep(Bundle(given.bundles[0]), given.results, given.out, COMMAND)
+    return keep(Bundle(given.bundles[0]), given.results, given.out, COMMAND, other_code=given.other_code)
 
 
 def main() -> int:
@@ -309,6 +311,9 @@ def main() -> int:
     collecting.add_argument("bundles", type=Path, nargs=1)
     collecting.add_argument("results", type=Path)
     collecting.add_argument("--out", required=True, help="the studies' output folder")
+    collecting.add_argument(
+        "--other-code", action="store_true", help="keep networks of other code versions too; their rows name it"
+    )
     given = parser.parse_args()
     if given.part == "train":
         return train_all(given.bundles, given.out, given.minutes, given.processes, given.device, given.earlier)

@@ -13,9 +13,10 @@ from rich.table import Table
 from tasks.summary import IntervalPart, Summary
 
 if TYPE_CHECKING:
-    from flows.evaluate import Evaluation
     from rfss_core.datasets.exporters import ExportReport
+    from rfss_core.datasets.layouts.conversion import Conversion
     from rfss_core.datasets.review import ReviewCase
+    from rfss_core.study import Evaluation
     from tasks.review import ReviewImport
     from tasks.status import Status
     from tasks.worklist import Selection
@@ -68,6 +69,26 @@ def show_evaluation(console: Console, result: Evaluation, out: Path) -> None:
         f"{result.support_patients} patients, {result.slices_per_second:.1f} slices/s; written to {out}",
         highlight=False,
     )
+
+
+def show_conversion(console: Console, result: Conversion) -> None:
+    """Print the end of ``rfss data convert``."""
+    layout, folder = result.layout, escape(str(result.folder))
+    classes = ", ".join(f"{value} {name}" for value, name in layout.classes.items())
+    problems = f"{len(result.left_out)} problem{'' if len(result.left_out) == 1 else 's'}"
+    console.print(
+        f"{layout.name}: {result.labelled} labelled and {result.unlabelled} unlabelled images of {result.patients} "
+        f"patients are in {folder} ({result.resumed} were there before, {result.linked} files linked, {problems})\n"
+        f"classes: {classes}\ncite: {layout.citation}; terms: {layout.terms}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if layout.caution:
+        console.print(f"[yellow]note:[/] {layout.caution}", highlight=False, soft_wrap=True)
+    places = f"{folder}/images --labels {folder}/labels --config {folder}/settings.yaml"
+    console.print(f"next: rfss evaluate --images {places} --out result.json", highlight=False, soft_wrap=True)
+    if result.unlabelled:
+        console.print(f"  or: rfss label {places} --workspace work", highlight=False, soft_wrap=True)
 
 
 CASES_SHOWN = 15

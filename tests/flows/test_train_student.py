@@ -12,6 +12,8 @@ import pytest
 from cohorts import save
 from published import CLASSES, OBLIQUE, Published, publish_dataset, record_of
 
+from flows.cli import main
+from flows.exit_codes import BAD_INPUT
 from flows.train_student import train_student
 from rfss_core.datasets import load
 from rfss_core.errors import InputError, SettingsError, UnknownDatasetError
@@ -190,24 +192,32 @@ def test_settings_that_make_no_sense() -> None:
     assert all("description" in field for field in schema["properties"].values())
 
 
-def test_the_command_ends_with_a_line_and_a_code(site: Published, trained: StudentResult, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["hearts@nobody"], "nobody"),
+        (["hearts@candidate", "--ignore", "2"], "ignore"),
+        (["hearts@candidate", "--device", "abacus"], "'abacus' is not a device"),
+        (["hearts@candidate", "--decision", "maybe"], "decisions"),
+    ],
+)
+def test_a_bad_command_is_one_line(
+    site: Published, given: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", *given, "--workspace", str(site.workspace)])
+    assert ended.value.code == BAD_INPUT
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_command_says_what_it_did(site: Published, trained: StudentResult, tmp_path: Path) -> None:
     config = tmp_path / "student.yaml"
     config.write_text(json.dumps({"training": TRAINING, "device": "cpu"}))
-
-    def rfss(*given: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "flows.cli", "train", *given],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=240,
-        )
-
-    done = rfss("hearts@candidate", "--workspace", str(site.workspace), "--config", str(config))
+    command = [sys.executable, "-m", "flows.cli", "train", "hearts@candidate", "--workspace", str(site.workspace)]
+    done = subprocess.run([*command, "--config", str(config)], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert f"student {trained.student}, data set hearts/1" in done.stdout
     assert "(trained before)" in done.stdout
-    bad = rfss("hearts@nobody", "--workspace", str(site.workspace))
-    assert bad.returncode == 2
-    assert "nobody" in bad.stderr
-    assert len(bad.stderr.strip().splitlines()) == 1

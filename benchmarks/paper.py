@@ -73,7 +73,7 @@ def main() -> int:
                 folder = Path(os.environ["RFSS_DATA"]) / "acdc"
             if folder is None:
                 folder = Path(temporary) / "phantoms"
-                write_cohort(folder, patients=8, seed=0)
+                write_cohort(folder, patients=10, seed=0)
             outcomes = run(given, folder, given.out or Path(temporary) / "study")
     except RfssError as error:
         print(f"paper: {error}", file=sys.stderr)

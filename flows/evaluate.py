@@ -7,6 +7,7 @@ import time
 import pandas as pd
 from prefect import flow
 
+from flows.endings import with_reasons
 from flows.running import open_run
 from rfss_core.code import code_version
 from rfss_core.quality import METRICS_LIBRARY, Split, SplitCase, choose_patients, refuse_leak
@@ -26,6 +27,7 @@ from tasks.train import train
 
 
 @flow(name="evaluate", validate_parameters=True, persist_result=False)
+@with_reasons
 def evaluate(
     settings: LabelSettings, test_patients: int | None = None, support_patients: int | None = None
 ) -> Evaluation:
@@ -34,9 +36,9 @@ def evaluate(
     The same seed gives the same support slices and test patients whatever the segmenter.
 
     Args:
-        settings: as for ``label_dataset``; images without a label are left alone.
-        test_patients: patients to measure on; default: the share ``held_out`` of the labelled ones.
-        support_patients: patients that the support set comes from; default: all the others.
+        settings: As for ``label_dataset``; images without a label are left alone.
+        test_patients: Patients to measure on; default: the share ``held_out`` of the labelled ones.
+        support_patients: Patients that the support set comes from; default: all the others.
 
     Returns:
         The figures.

@@ -133,7 +133,7 @@ def _measure(
     plan: Plan, checked: Checked, files: Files
 ) -> tuple[list[RowResult], int, list[tuple[PlannedRow, RfssError]]]:
     """Return the rows in the plan's order, how many were there before, and those that failed."""
-    names = [row.fingerprint(checked.data) for row in plan.rows]
+    names = checked.fingerprints(plan)
     results = [read_row(files, name) for name in names]
     known, failed = sum(found is not None for found in results), []
     events = EventStream([terminal_listener.get() or log_event, PrefectProgress()])
@@ -191,7 +191,6 @@ def _write(plan: Plan, rows: Sequence[RowResult], verdicts: Sequence[Verdict], c
         table += "\n" + "\n".join(f"- {note}" for note in checked.notes) + "\n"
     content = {
         "study": study.model_dump(mode="json"),
-        "data": checked.data,
         **to_json(lines, verdicts),
         "rows": [row.model_dump(mode="json") for row in rows],
         "notes": list(checked.notes),

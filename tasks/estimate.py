@@ -60,8 +60,8 @@ def estimate(plan: Plan, checked: Checked, files: Files) -> Estimate:
     timed: dict[str, Callable[[PlannedRow, RowSize], float]] = {}
     seconds = []
     finished = 0
-    for row, size in zip(plan.rows, checked.sizes, strict=True):
-        if read_row(files, row.fingerprint(checked.data)) is not None:
+    for row, size, fingerprint in zip(plan.rows, checked.sizes, checked.fingerprints(plan), strict=True):
+        if read_row(files, fingerprint) is not None:
             finished += 1
             seconds.append(0.0)
             continue

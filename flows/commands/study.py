@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.options import Verbose
+from rfss_core.errors import SettingsError
 from rfss_core.settings import PresetName, read_mapping
 
 
@@ -16,6 +17,16 @@ def study(
         list[str], typer.Argument(metavar="STUDY...", help="YAML files, or names of studies that come with RFSS.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of tables, plots and finished rows.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", help="Folder with images/ and labels/, and perhaps settings.yaml (as `rfss data convert` writes)."
+        ),
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option("--layout", help="--data is as its publisher ships it: acdc, mnms, ... or auto; it is converted."),
+    ] = None,
     images: Annotated[str | None, typer.Option("--images", help="Folder or glob of images.")] = None,
     labels: Annotated[str | None, typer.Option("--labels", help="Folder or glob of their label maps.")] = None,
     preset: Annotated[PresetName | None, typer.Option("--preset", help="Default: the study's.")] = None,
@@ -37,13 +48,18 @@ def study(
     from rfss_core.store.files import Files
     from rfss_core.study import load_study, plan_study
 
+    if out.exists() and not out.is_dir():
+        raise SettingsError(f"--out '{out}' is a file; name a folder")
+    folder = _converted(data, layout, out)
+    if folder is not None and (images is not None or labels is not None):
+        raise SettingsError("--data names images and labels already; leave --images and --labels out, or --data")
     given: dict[str, Any] = {
-        "images": images,
-        "labels": labels,
+        "images": images if folder is None else str(folder / "images"),
+        "labels": labels if folder is None else str(folder / "labels"),
         "preset": preset,
         "seeds": seeds or None,
         "test_patients": test_patients,
-        "settings": {} if config is None else read_mapping(config, "configuration file", "check --config"),
+        "settings": _shared(folder, config),
     }
     chosen = [load_study(reference, given) for reference in studies]
     from flows.study import place_of
@@ -72,6 +88,30 @@ def study(
         outcomes = [study_flow(one, str(out), place) for one in chosen]
     for outcome in outcomes:
         show_study(console, outcome)
+
+
+def _converted(data: Path | None, layout: str | None, out: Path) -> Path | None:
+    """Return the folder that holds images/ and labels/: ``data``, or what it was converted to in ``out``."""
+    if layout is None or data is None:
+        if layout is not None:
+            raise SettingsError(f"--layout {layout} says how --data is laid out; give --data FOLDER too")
+        return data
+    from rfss_core.datasets.layouts.conversion import convert
+    from rfss_core.events import EventStream
+    from rfss_core.settings.conversion import ConversionSettings
+
+    target = out / "data"
+    # What an earlier call converted is found in place.
+    convert(data, target, layout, ConversionSettings(), EventStream())
+    return target
+
+
+def _shared(folder: Path | None, config: Path | None) -> dict[str, Any]:
+    """Return the settings of the data set's own file and of ``--config``, which wins, part by part."""
+    own = folder / "settings.yaml" if folder is not None else None
+    found = read_mapping(own, "settings file") if own is not None and own.is_file() else {}
+    more = {} if config is None else read_mapping(config, "configuration file", "check --config")
+    return {**found, **more}
 
 
 def _check_folders(plan: Any) -> None:

@@ -8,15 +8,19 @@ returns just those.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from rfss_core.errors import InputNotFoundError, SettingsError
+from rfss_core.settings.alerts import AlertSettings as AlertSettings
 from rfss_core.settings.base import SettingsModel
 from rfss_core.settings.embedding import EmbeddingSettings as EmbeddingSettings
 from rfss_core.settings.execution import ExecutionSettings as ExecutionSettings
+from rfss_core.settings.export import ExportedDecision as ExportedDecision
+from rfss_core.settings.export import ExportFormat as ExportFormat
+from rfss_core.settings.export import ExportSettings as ExportSettings
 from rfss_core.settings.imaging import ImagingSettings as ImagingSettings
 from rfss_core.settings.index import PLACING
 from rfss_core.settings.index import IndexSettings as IndexSettings
@@ -46,7 +50,10 @@ class LabelSettings(SettingsModel):
 
     images: str = Field(description="Folder or glob of images: NIfTI, DICOM series, PNG, TIFF, JPEG.")
     labels: str = Field(description="Folder or glob of label maps whose names pair with the images'.")
-    workspace: str = Field(description="Folder or fsspec URL that holds everything of this labelling project.")
+    workspace: str = Field(
+        description="Folder or fsspec URL that holds everything of this labelling project. block://NAME/PATH: the "
+        "place PATH below the store that the Prefect block NAME (of type RFSS store) describes, with its credentials."
+    )
     preset: PresetName = Field("tiny", description="Named pair of models and settings.")
     k: int | None = Field(None, ge=1, le=256, description="Support slices retrieved per query. Default: the preset's.")
     held_out: float = Field(
@@ -81,11 +88,24 @@ class LabelSettings(SettingsModel):
     selection: SelectionSettings = Field(
         default_factory=SelectionSettings, description="Which slices `rfss select` names to be labelled next."
     )
+    alerts: AlertSettings = Field(
+        default_factory=AlertSettings, description="When a run tells Prefect that quality drifts."
+    )
     execution: ExecutionSettings = Field(default_factory=ExecutionSettings, description="Where chunks run.")
 
     def scientific(self) -> dict[str, Any]:
         """Return the settings that can change a pseudo-label, as plain JSON types (part of the fingerprint)."""
-        places = ["images", "labels", "workspace", "dataset", "quality", "promotion", "selection", "execution"]
+        places = [
+            "images",
+            "labels",
+            "workspace",
+            "dataset",
+            "quality",
+            "promotion",
+            "selection",
+            "alerts",
+            "execution",
+        ]
         if self.segmentation.segmenter not in SUPERVISED:
             places.append("training")
         caches = {"host_cache_mb", "device_cache_mb"}
@@ -106,11 +126,17 @@ class SelectSettings(LabelSettings):
 Settings = TypeVar("Settings", bound=SettingsModel)
 
 
+@overload
+def load_settings(overrides: dict[str, Any], config: Path | None = None) -> LabelSettings: ...
+
+
+@overload
+def load_settings(overrides: dict[str, Any], config: Path | None, model: type[Settings]) -> Settings: ...
+
+
 def load_settings(
-    overrides: dict[str, Any],
-    config: Path | None = None,
-    model: type[Settings] = LabelSettings,  # type: ignore[assignment]
-) -> Settings:
+    overrides: dict[str, Any], config: Path | None = None, model: type[BaseModel] = LabelSettings
+) -> BaseModel:
     """Merge a YAML file with overrides (which win) into validated settings.
 
     Args:

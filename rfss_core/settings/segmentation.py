@@ -80,7 +80,9 @@ class SegmentationSettings(SettingsModel):
         2048, ge=0, description="Memories kept on the accelerator, and reduced ones on any device, MiB."
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Arithmetic of the models.")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>. auto takes CUDA where there is one.")
+    device: str = Field(
+        "auto", description="auto, cpu, cuda or cuda:0, cuda:1 and so on. auto takes CUDA where there is one."
+    )
     compile: bool = Field(
         False,
         description="Compile the image encoder and parts of the attention (torch.compile): the first slices take "

@@ -32,12 +32,16 @@ class RowSize:
 class Checked:
     """A plan that can be carried out on the data."""
 
-    data: str
-    """Digest of the labelled images and label maps."""
+    data: tuple[str, ...]
+    """One a row: digest of the labelled images and label maps, and of the support slices that were drawn."""
     sizes: tuple[RowSize, ...]
     """One a row."""
     notes: tuple[str, ...]
     """What is not as the study asks, and does not stop it."""
+
+    def fingerprints(self, plan: Plan) -> list[str]:
+        """Return each row's fingerprint."""
+        return [row.fingerprint(data) for row, data in zip(plan.rows, self.data, strict=True)]
 
 
 def split_of(row: PlannedRow, patients: Sequence[str]) -> Split:
@@ -113,18 +117,21 @@ def check_plan(plan: Plan, manifest: Manifest) -> Checked:
     slices = labelled_slices(manifest)
     sizes: list[RowSize] = []
     notes: dict[str, None] = {}
+    content = cases[["case_id", "patient", "pixel_digest", "label_digest"]].sort_values("case_id")
+    labelled = digest_json(content.to_dict(orient="list"))
+    data = []
     for row in plan.rows:
-        size, note = _row_size(plan, row, cases, slices, classes)
+        size, support, note = _row_size(plan, row, cases, slices, classes)
         sizes.append(size)
+        data.append(digest_json([labelled, support]))
         if note:
             notes[note] = None
-    content = cases[["case_id", "patient", "pixel_digest", "label_digest"]].sort_values("case_id")
-    return Checked(digest_json(content.to_dict(orient="list")), tuple(sizes), tuple(notes))
+    return Checked(tuple(data), tuple(sizes), tuple(notes))
 
 
 def _row_size(
     plan: Plan, row: PlannedRow, cases: pd.DataFrame, slices: pd.DataFrame, classes: dict[int, str]
-) -> tuple[RowSize, str]:
+) -> tuple[RowSize, list[str], str]:
     where = f"study '{plan.study.name}', row '{row.label}', seed {row.seed}"
     split = split_of(row, cases["patient"].tolist())
     support_cases = cases[cases["patient"].isin(split.support)]
@@ -133,7 +140,7 @@ def _row_size(
     support = support_slices(row, slices, split)
     limit, note = row.settings.retrieval.support_slices, ""
     if limit is not None and len(support) < limit:
-        note = f"{where}: {len(split.support)} support patients have {len(support)} slices, fewer than {limit}"
+        note = f"seed {row.seed}: {len(split.support)} support patients have {len(support)} slices, fewer than {limit}"
     k = row.settings.k or 1
     if row.retrieves and k > len(support):
         raise SettingsError(
@@ -157,7 +164,7 @@ def _row_size(
         int((test_cases["height"] * test_cases["width"]).median()),
         len(classes),
     )
-    return size, note
+    return size, sorted(support["slice_id"]), note
 
 
 def _split_cases(cases: pd.DataFrame) -> list[SplitCase]:

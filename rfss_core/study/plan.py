@@ -16,9 +16,10 @@ from rfss_core.code import code_version
 from rfss_core.digest import digest_json
 from rfss_core.errors import SettingsError
 from rfss_core.presets import PRESETS
+from rfss_core.quality import METRICS_LIBRARY
 from rfss_core.settings import SUPERVISED, LabelSettings, load_settings
 from rfss_core.study.settings import Count, MethodSettings, StudySettings
-from rfss_core.weights import resolve_model
+from rfss_core.weights import ModelReference, resolve_model
 
 
 @dataclass(frozen=True)
@@ -44,39 +45,51 @@ class PlannedRow:
         """Whether what is retrieved matters to the method."""
         return self.settings.segmentation.segmenter not in {*SUPERVISED, "sam2-points"}
 
-    def fingerprint(self, data: str) -> str:
-        """Return the digest of all that the row's figures depend on.
+    @property
+    def code(self) -> str:
+        """Version of the code that the row's label maps depend on."""
+        trained = self.settings.segmentation.segmenter in SUPERVISED
+        return code_version("imaging", "training") if trained else code_version()
+
+    def inputs_fingerprint(self, data: str) -> str:
+        """Return the digest of all that the row's label maps depend on besides code.
 
         Args:
-            data: digest of the labelled images and label maps.
+            data: digest of the labelled images and label maps, and of the support slices that were drawn.
 
         Raises:
             ModelNotFoundError: the row's models are not on this machine and cannot be fetched.
         """
         settings, preset = self.settings, PRESETS[self.settings.preset]
-        trained = settings.segmentation.segmenter in SUPERVISED
-        embedding = (settings.embedding.model, settings.embedding.revision)
-        segmentation = (settings.segmentation.model, settings.segmentation.revision)
-        models = [
-            resolve_model(embedding[0] or preset.embedding_model, embedding[1] or preset.embedding_revision).digest
-        ]
-        if settings.segmentation.segmenter.startswith("sam2"):
-            models.append(
-                resolve_model(
-                    segmentation[0] or preset.segmentation_model, segmentation[1] or preset.segmentation_revision
-                ).digest
-            )
+        embedding, segmentation = settings.embedding, settings.segmentation
+        models: list[ModelReference] = []
+        if segmentation.segmenter not in SUPERVISED:
+            name, revision = embedding.model or preset.embedding_model, embedding.revision or preset.embedding_revision
+            models.append(resolve_model(name, revision))
+            if segmentation.segmenter != "label-fusion":
+                name = segmentation.model or preset.segmentation_model
+                models.append(resolve_model(name, segmentation.revision or preset.segmentation_revision))
         return digest_json(
             {
                 "data": data,
                 "settings": settings.scientific(),
-                "tolerance": settings.quality.surface_tolerance,
                 "test_patients": self.test_patients,
                 "support_patients": self.support_patients,
-                "models": models,
-                "code": [code_version(), code_version("quality"), code_version("training") if trained else ""],
+                "models": [model.digest for model in models],
             }
         )
+
+    def fingerprint(self, data: str) -> str:
+        """Return the digest of all that the row's figures depend on: inputs, code, metrics.
+
+        Args:
+            data: see :meth:`inputs_fingerprint`.
+
+        Raises:
+            ModelNotFoundError: the row's models are not on this machine and cannot be fetched.
+        """
+        measured = [METRICS_LIBRARY, self.settings.quality.surface_tolerance, code_version("quality")]
+        return digest_json([self.inputs_fingerprint(data), self.code, measured])
 
     def command(self, config: Path | None) -> str:
         """Return the command that gives the same figures; ``config`` is a file that holds :attr:`extra`."""
@@ -133,7 +146,7 @@ def plan_study(study: StudySettings, workspace: str) -> Plan:
     """
     for name in ("images", "labels"):
         if not getattr(study, name):
-            raise SettingsError(f"study '{study.name}' names no {name}; give --{name} (or --layout), or write it there")
+            raise SettingsError(f"study '{study.name}' names no {name}; give --data or --{name}, or write it there")
     rows = [row for seed in study.seeds for row in _rows(study, seed, workspace)]
     plan = Plan(study, tuple(rows))
     known = plan.labels

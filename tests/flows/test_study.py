@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 from cohorts import write_cohort
+from layout_folders import acdc
 
 from flows.cli import main
 from flows.evaluate import evaluate
 from flows.study import prepare, study
 from rfss_core.errors import ExecutionError, InputError, LeakError, SettingsError
 from rfss_core.settings import load_settings
-from rfss_core.study import StudySettings, load_study
+from rfss_core.study import StudySettings
 
 VOTE = {"name": "vote", "segmenter": "label-fusion", "strategy": ["random", "dino"], "k": 2}
 
@@ -157,6 +158,9 @@ def test_what_cannot_work_is_said_before_a_model_runs(tmp_path: Path, capsys: py
     assert rfss("study", path, *places) == 2
     assert "9 test and 3 support patients need 12" in capsys.readouterr().err.replace("\n", " ")
     assert rfss("study", "table-9", *places) == 2
+    assert rfss("study", path, *places, "--data", folder) == 2
+    assert rfss("study", path, "--out", tmp_path / "c", "--layout", "acdc") == 2
+    assert "give --data FOLDER too" in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "c").exists()
 
 
@@ -173,5 +177,11 @@ def test_check_prints_plan_and_estimate_and_segments_nothing(
     assert not (tmp_path / "o" / "workspace" / "stages").exists()
 
 
-def test_shipped_quick_study_names_its_own_rows() -> None:
-    assert {claim.above for claim in load_study("quick").claims} <= {"RFSS, dino, k = 8", "RFSS, dino, k = 16"}
+def test_a_public_data_set_as_its_publisher_ships_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, shipped = tmp_path / "mine.yaml", acdc(tmp_path / "shipped")
+    sizes = {"support_slices": 6, "support_patients": 2, "test_patients": 1}
+    path.write_text(yaml.safe_dump({"methods": [VOTE], "seeds": [0], **sizes}))
+    assert rfss("study", path, "--data", shipped, "--layout", "acdc", "--out", tmp_path / "o") == 0
+    assert "| method | seeds | Dice RV | Dice Myo | Dice LV | Dice mean |" in capsys.readouterr().out
+    assert rfss("study", path, "--data", shipped, "--layout", "cityscapes", "--out", tmp_path / "p") == 2
+    assert "no layout is known as 'cityscapes'" in capsys.readouterr().err.replace("\n", " ")

@@ -8,8 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from rfss_core.settings.base import SettingsModel
 
-SegmenterName = Literal["sam2-memory", "sam2-points", "label-fusion", "unet", "swin-unetr"]
-SUPERVISED: frozenset[SegmenterName] = frozenset({"unet", "swin-unetr"})
+SegmenterName = Literal["sam2-memory", "sam2-points", "label-fusion", "unet", "swin-unetr", "segformer"]
+SUPERVISED: frozenset[SegmenterName] = frozenset({"unet", "swin-unetr", "segformer"})
 """Segmenters that are trained on the support set before they segment."""
 BASELINES: frozenset[SegmenterName] = SUPERVISED | {"sam2-points"}
 """Segmenters that are measured and never label: they read the ground truth, or do not use what was retrieved."""
@@ -23,8 +23,8 @@ class SegmentationSettings(SettingsModel):
     segmenter: SegmenterName = Field(
         "sam2-memory",
         description="sam2-memory: SAM 2 memory attention. label-fusion: vote of the retrieved masks. "
-        "Only to be measured: sam2-points (SAM 2 prompted from the ground truth), unet and swin-unetr (trained on the "
-        "support set).",
+        "Only to be measured: sam2-points (SAM 2 prompted from the ground truth), unet, swin-unetr and segformer "
+        "(trained on the support set).",
     )
     points: tuple[int, int] | None = Field(
         None,

@@ -1,8 +1,9 @@
 """Network architectures by name.
 
-To add one, write a builder and enter it into ``BUILDERS``, and its name into ``ArchitectureName`` of
-``rfss_core/settings``. A network must keep no state that a forward pass changes (no batch norm) and draw no random
-numbers (no dropout): the trainer shares it between threads and promises the same weights for any number of them.
+To add one, write a builder and enter it into ``BUILDERS``, and its name into ``ArchitectureName``, ``SegmenterName``
+and ``SUPERVISED`` of ``rfss_core/settings``. A network must keep no state that a forward pass changes (no batch norm)
+and draw no random numbers (no dropout): the trainer shares it between threads and promises the same weights for any
+number of them.
 """
 
 from __future__ import annotations

@@ -38,8 +38,10 @@ COMMAND = "python benchmarks/networks_elsewhere.py train BUNDLE --out RESULTS"
 class Job:
     """One network: what trains it, and what it labels."""
 
-    fingerprint: str
-    """Of its label maps."""
+    inputs: str
+    """Digest of slices and settings."""
+    code: str
+    """Version of the code that wrote the bundle."""
     label: str
     seed: int
     architecture: str
@@ -133,7 +135,6 @@ def train(path: Path, place: int, device: str) -> tuple[int, dict[str, Any], npt
     found = segmenter.segment(queries, [near] * len(queries), support, keep_logits=False)
     labels = np.concatenate([one.labels.ravel() for one in found])
     about = {
-        "fingerprint": job.fingerprint,
         "weights": segmenter.digest,
         "train_seconds": trained - started,
         "segment_seconds": time.perf_counter() - trained,
@@ -144,18 +145,34 @@ def train(path: Path, place: int, device: str) -> tuple[int, dict[str, Any], npt
     return place, about, labels
 
 
-def train_all(paths: Sequence[Path], out: Path, minutes: float, processes: int, device: str) -> int:
-    """Train the jobs of all bundles side by side until the time is up; write ``out/NAME.npz`` for each bundle."""
+def results_of(path: Path) -> list[tuple[int, dict[str, Any], npt.NDArray[np.uint8]]]:
+    """Return what an earlier :func:`train_all` finished: place, what is known, label maps; nothing where no file is."""
+    if not path.exists():
+        return []
+    with np.load(path) as stored:
+        about = json.loads(stored["about"].tobytes())
+        return [(int(place), one, stored[f"labels{place}"]) for place, one in about.items()]
+
+
+def train_all(
+    paths: Sequence[Path], out: Path, minutes: float, processes: int, device: str, earlier: Path | None = None
+) -> int:
+    """Train the jobs of all bundles side by side until the time is up; write ``out/NAME.npz`` for each bundle.
+
+    What ``earlier``, the results folder of another call with the same bundles, holds is not trained again.
+    """
     out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * minutes
     bundles = {path: Bundle(path) for path in paths}
-    done: dict[Path, list[tuple[int, dict[str, Any], npt.NDArray[np.uint8]]]] = {path: [] for path in paths}
+    before = earlier or out
+    done = {path: results_of(before / f"{bundle.name}.npz") for path, bundle in bundles.items()}
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, mp_context=context)
     waiting: dict[Future[Any], Path] = {
         pool.submit(train, path, place, device): path
         for path, bundle in bundles.items()
         for place in range(len(bundle.jobs))
+        if place not in {one for one, _, _ in done[path]}
     }
     failed = 0
     try:
@@ -217,7 +234,8 @@ def write(given: argparse.Namespace) -> int:
         test = slices[slices["patient"].isin(split.held_out)]
         jobs.append(
             Job(
-                row.masks_fingerprint(data),
+                row.inputs_fingerprint(data),
+                row.code,
                 row.label,
                 row.seed,
                 row.settings.segmentation.segmenter,
@@ -268,7 +286,7 @@ def collect(given: argparse.Namespace) -> int:
     """Measure what came back, and keep it as finished rows."""
     from networks_measured import keep
 
-    return keep(Bundle(given.bundles[0]), given.results, given.out, COMMAND)
+    return keep(Bundle(given.bundles[0]), given.results, given.out, COMMAND, other_code=given.other_code)
 
 
 def main() -> int:
@@ -287,14 +305,18 @@ def main() -> int:
     training.add_argument("--out", type=Path, required=True)
     training.add_argument("--minutes", type=float, default=4.0)
     training.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) - 2))
+    training.add_argument("--earlier", type=Path, help="results of a call that ran out of time: the rest is trained")
     training.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     collecting = parts.add_parser("collect", help="keep the results as rows of the study")
     collecting.add_argument("bundles", type=Path, nargs=1)
     collecting.add_argument("results", type=Path)
     collecting.add_argument("--out", required=True, help="the studies' output folder")
+    collecting.add_argument(
+        "--other-code", action="store_true", help="keep networks of other code versions too; their rows name it"
+    )
     given = parser.parse_args()
     if given.part == "train":
-        return train_all(given.bundles, given.out, given.minutes, given.processes, given.device)
+        return train_all(given.bundles, given.out, given.minutes, given.processes, given.device, given.earlier)
     return write(given) if given.part == "write" else collect(given)
 
 

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from flows.session import command_session
 from flows.study import place_of, prepare
-from rfss_core.code import code_version
 from rfss_core.quality import METRICS_LIBRARY, CaseMeasurement, case_metrics, dice_by_third, summarise
 from rfss_core.store import Manifest, Workspace
 from rfss_core.store.files import Files
@@ -25,10 +24,11 @@ if TYPE_CHECKING:
     from networks_elsewhere import Bundle, Job
 
 
-def keep(bundle: Bundle, results: Path, out: str, command: str) -> int:
+def keep(bundle: Bundle, results: Path, out: str, command: str, *, other_code: bool) -> int:
     """Measure every label map of ``results`` and write it as a finished row of the studies in ``out``.
 
-    Rows whose fingerprint is no longer the study's, because data, settings or code changed meanwhile, are left out.
+    Networks whose data or settings are no longer the study's are left out, and those that other code trained unless
+    ``other_code``.
 
     Returns:
         0, or 1 where some were left out.
@@ -38,7 +38,7 @@ def keep(bundle: Bundle, results: Path, out: str, command: str) -> int:
     plan = plan_study(study, place_of(files))
     with command_session(place_of(files), verbose=False):
         checked = prepare(study, out)
-    rows = {row.masks_fingerprint(data): (row, data) for row, data in zip(plan.rows, checked.data, strict=True)}
+    rows = {row.inputs_fingerprint(data): (row, data) for row, data in zip(plan.rows, checked.data, strict=True)}
     with np.load(results) as stored:
         about = json.loads(stored["about"].tobytes())
         labels = {int(place): stored[f"labels{place}"] for place in about}
@@ -47,11 +47,11 @@ def keep(bundle: Bundle, results: Path, out: str, command: str) -> int:
     stale = 0
     for place, one in sorted((int(key), value) for key, value in about.items()):
         job = bundle.jobs[place]
-        if job.fingerprint not in rows:
+        if job.inputs not in rows or (job.code != rows[job.inputs][0].code and not other_code):
             stale += 1
-            print(f"left out, the study is another now: {job.label}, seed {job.seed}", file=sys.stderr)
+            print(f"left out, the study or its code is another now: {job.label}, seed {job.seed}", file=sys.stderr)
             continue
-        row, data = rows[job.fingerprint]
+        row, data = rows[job.inputs]
         evaluation = measured(bundle, job, one, labels[place], row, manifest, workspace)
         write_row(
             files,
@@ -131,5 +131,5 @@ def measured(
         refused=0,
         models={"segmentation": about["weights"]},
         metrics=METRICS_LIBRARY,
-        code=code_version(),
+        code=job.code,
     )

@@ -48,6 +48,8 @@ def study(
     from rfss_core.store.files import Files
     from rfss_core.study import load_study, plan_study
 
+    if out.exists() and not out.is_dir():
+        raise SettingsError(f"--out '{out}' is a file; name a folder")
     folder = _converted(data, layout, out)
     if folder is not None and (images is not None or labels is not None):
         raise SettingsError("--data names images and labels already; leave --images and --labels out, or --data")

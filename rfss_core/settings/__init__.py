@@ -8,10 +8,10 @@ returns just those.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from rfss_core.errors import InputNotFoundError, SettingsError
 from rfss_core.settings.alerts import AlertSettings as AlertSettings
@@ -126,11 +126,17 @@ class SelectSettings(LabelSettings):
 Settings = TypeVar("Settings", bound=SettingsModel)
 
 
+@overload
+def load_settings(overrides: dict[str, Any], config: Path | None = None) -> LabelSettings: ...
+
+
+@overload
+def load_settings(overrides: dict[str, Any], config: Path | None, model: type[Settings]) -> Settings: ...
+
+
 def load_settings(
-    overrides: dict[str, Any],
-    config: Path | None = None,
-    model: type[Settings] = LabelSettings,  # type: ignore[assignment]
-) -> Settings:
+    overrides: dict[str, Any], config: Path | None = None, model: type[BaseModel] = LabelSettings
+) -> BaseModel:
     """Merge a YAML file with overrides (which win) into validated settings.
 
     Args:

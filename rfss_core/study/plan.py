@@ -45,8 +45,14 @@ class PlannedRow:
         """Whether what is retrieved matters to the method."""
         return self.settings.segmentation.segmenter not in {*SUPERVISED, "sam2-points"}
 
-    def masks_fingerprint(self, data: str) -> str:
-        """Return the digest of all that the row's label maps depend on.
+    @property
+    def code(self) -> str:
+        """Version of the code that the row's label maps depend on."""
+        trained = self.settings.segmentation.segmenter in SUPERVISED
+        return code_version("imaging", "training") if trained else code_version()
+
+    def inputs_fingerprint(self, data: str) -> str:
+        """Return the digest of all that the row's label maps depend on besides code.
 
         Args:
             data: digest of the labelled images and label maps, and of the support slices that were drawn.
@@ -57,17 +63,12 @@ class PlannedRow:
         settings, preset = self.settings, PRESETS[self.settings.preset]
         embedding, segmentation = settings.embedding, settings.segmentation
         models: list[ModelReference] = []
-        rooms: tuple[str, ...] = ("imaging", "training")
         if segmentation.segmenter not in SUPERVISED:
-            rooms = ()
-            models = [
-                resolve_model(
-                    embedding.model or preset.embedding_model, embedding.revision or preset.embedding_revision
-                ),
-            ]
+            name, revision = embedding.model or preset.embedding_model, embedding.revision or preset.embedding_revision
+            models.append(resolve_model(name, revision))
             if segmentation.segmenter != "label-fusion":
-                model = segmentation.model or preset.segmentation_model
-                models.append(resolve_model(model, segmentation.revision or preset.segmentation_revision))
+                name = segmentation.model or preset.segmentation_model
+                models.append(resolve_model(name, segmentation.revision or preset.segmentation_revision))
         return digest_json(
             {
                 "data": data,
@@ -75,21 +76,20 @@ class PlannedRow:
                 "test_patients": self.test_patients,
                 "support_patients": self.support_patients,
                 "models": [model.digest for model in models],
-                "code": code_version(*rooms),
             }
         )
 
     def fingerprint(self, data: str) -> str:
-        """Return the digest of all that the row's figures depend on: the label maps', and how they are measured.
+        """Return the digest of all that the row's figures depend on: inputs, code, metrics.
 
         Args:
-            data: see :meth:`masks_fingerprint`.
+            data: see :meth:`inputs_fingerprint`.
 
         Raises:
             ModelNotFoundError: the row's models are not on this machine and cannot be fetched.
         """
         measured = [METRICS_LIBRARY, self.settings.quality.surface_tolerance, code_version("quality")]
-        return digest_json([self.masks_fingerprint(data), measured])
+        return digest_json([self.inputs_fingerprint(data), self.code, measured])
 
     def command(self, config: Path | None) -> str:
         """Return the command that gives the same figures; ``config`` is a file that holds :attr:`extra`."""
@@ -146,7 +146,7 @@ def plan_study(study: StudySettings, workspace: str) -> Plan:
     """
     for name in ("images", "labels"):
         if not getattr(study, name):
-            raise SettingsError(f"study '{study.name}' names no {name}; give --{name} (or --layout), or write it there")
+            raise SettingsError(f"study '{study.name}' names no {name}; give --data or --{name}, or write it there")
     rows = [row for seed in study.seeds for row in _rows(study, seed, workspace)]
     plan = Plan(study, tuple(rows))
     known = plan.labels

@@ -161,4 +161,4 @@ def load_study(reference: str, overrides: dict[str, Any] | None = None) -> Study
     try:
         return StudySettings.model_validate(merged)
     except ValidationError as error:
-        raise SettingsError(f"study '{path}': {readable(error)}") from error
+        raise SettingsError(f"study '{reference}': {readable(error)}") from error

@@ -25,7 +25,7 @@ from flows.service.automations import FILE, set_up
 from tasks.events_out import PROMOTED, dataset_resource, send_event
 from tasks.status import read_status
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def asked(cohort: Path, workspace: Path, **changes: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TypeVar
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from flows.endings import with_reasons
 from flows.session import terminal_listener
 from rfss_core.errors import RfssError
 from rfss_core.events import EventStream
@@ -28,6 +29,7 @@ Found = TypeVar("Found")
 
 
 @flow(name="train-student", validate_parameters=True, persist_result=False)
+@with_reasons
 def train_student(settings: StudentSettings) -> StudentResult:
     """Train a student on a registered data set plus the experts' labels, test it, and register it with its data set.
 
@@ -35,7 +37,7 @@ def train_student(settings: StudentSettings) -> StudentResult:
     settings on the same data set are trained once.
 
     Args:
-        settings: everything that the student depends on; only ``dataset`` has no default.
+        settings: Everything that the student depends on; only ``dataset`` has no default.
 
     Returns:
         What stands in ``student.json``.

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import psutil
 
-PATIENCE_S = 240.0
+PATIENCE_S = 600.0
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 

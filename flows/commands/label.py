@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx
 import typer
 
 from flows.exit_codes import GATE_FAILED
@@ -89,7 +90,7 @@ def label(
     start_prefect_server()
     from flows.console import show_summary
     from flows.label_dataset import label_dataset
-    from flows.session import command_session
+    from flows.session import command_session, recorded
     from tasks.summary import read_summary
 
     gate: GateError | None = None
@@ -98,6 +99,9 @@ def label(
             summary = label_dataset(settings)
         except GateError as error:
             gate, summary = error, read_summary(settings.workspace)
+        except httpx.TransportError as error:
+            summary = recorded(settings.workspace, error)
+            gate = GateError("; ".join(summary.gate)) if summary.dataset.status == "rejected" else None
     show_summary(console, summary)
     if gate is not None:
         raise typer.Exit(GATE_FAILED)

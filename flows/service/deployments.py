@@ -145,7 +145,6 @@ def _deployment(served: Served, nightly: Nightly) -> RunnerDeployment:
         parameters=parameters,
         schedules=schedules,
         concurrency_limit=ONE_AT_A_TIME if served.scheduled else None,
-        enforce_parameter_schema=not (served.scheduled and not parameters),
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
     return cast("RunnerDeployment", deployment)

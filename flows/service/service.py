@@ -21,7 +21,7 @@ from flows.service.processes import Guarded, find, mlflow_answers, prefect_answe
 from flows.service.runner import RunnerOptions
 from rfss_core.errors import ExecutionError, SettingsError
 
-START_S = 180.0
+START_S = 300.0
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 

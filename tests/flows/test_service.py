@@ -25,7 +25,7 @@ from flows.service.automations import FILE, set_up
 from tasks.events_out import PROMOTED, dataset_resource, send_event
 from tasks.status import read_status
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def asked(cohort: Path, workspace: Path, **changes: Any) -> dict[str, Any]:
@@ -184,11 +184,12 @@ def test_a_promotion_starts_the_student(service: ServiceUnderTest) -> None:
         service.call("POST", "/deployments/", name="train-student", flow_id=flow["id"])
     with temporary_settings({PREFECT_API_URL: service.api}):
         assert any("trains the student" in line and "left out" not in line for line in set_up())
-        assert send_event(PROMOTED, dataset_resource("hearts"), "hearts", {"name": "hearts", "version": "7"})
+        told = {"name": "hearts", "version": "7", "tracking_uri": "sqlite:////nowhere.db"}
+        assert send_event(PROMOTED, dataset_resource("hearts"), "hearts", told)
     states = ("SCHEDULED", "PENDING", "RUNNING", "FAILED")
     until(lambda: service.runs_of(name, *states), "the student's run is created")
     [run] = service.runs_of(name, *states)
-    assert run["parameters"] == {"settings": {"dataset": "hearts/7"}}
+    assert run["parameters"] == {"settings": {"dataset": "hearts/7", "registry": "sqlite:////nowhere.db"}}
 
 
 def test_a_second_service_and_a_taken_port_are_one_line_each(service: ServiceUnderTest, tmp_path: Path) -> None:

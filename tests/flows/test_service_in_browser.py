@@ -52,7 +52,7 @@ def runs(service: ServiceUnderTest) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_run_is_started_and_looked_at_in_the_ui(tmp_path: Path) -> None:
     with open_browser() as browser, serving(tmp_path / "home", "--no-automations") as service:
         cohort = write_cohort(tmp_path / "cohort", patients=16, labelled=12)

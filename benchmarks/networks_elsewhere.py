@@ -145,18 +145,34 @@ def train(path: Path, place: int, device: str) -> tuple[int, dict[str, Any], npt
     return place, about, labels
 
 
-def train_all(paths: Sequence[Path], out: Path, minutes: float, processes: int, device: str) -> int:
-    """Train the jobs of all bundles side by side until the time is up; write ``out/NAME.npz`` for each bundle."""
+def results_of(path: Path) -> list[tuple[int, dict[str, Any], npt.NDArray[np.uint8]]]:
+    """Return what an earlier :func:`train_all` finished: place, what is known, label maps; nothing where no file is."""
+    if not path.exists():
+        return []
+    with np.load(path) as stored:
+        about = json.loads(stored["about"].tobytes())
+        return [(int(place), one, stored[f"labels{place}"]) for place, one in about.items()]
+
+
+def train_all(
+    paths: Sequence[Path], out: Path, minutes: float, processes: int, device: str, earlier: Path | None = None
+) -> int:
+    """Train the jobs of all bundles side by side until the time is up; write ``out/NAME.npz`` for each bundle.
+
+    What ``earlier``, the results folder of another call with the same bundles, holds is not trained again.
+    """
     out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * minutes
     bundles = {path: Bundle(path) for path in paths}
-    done: dict[Path, list[tuple[int, dict[str, Any], npt.NDArray[np.uint8]]]] = {path: [] for path in paths}
+    before = earlier or out
+    done = {path: results_of(before / f"{bundle.name}.npz") for path, bundle in bundles.items()}
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, mp_context=context)
     waiting: dict[Future[Any], Path] = {
         pool.submit(train, path, place, device): path
         for path, bundle in bundles.items()
         for place in range(len(bundle.jobs))
+        if place not in {one for one, _, _ in done[path]}
     }
     failed = 0
     try:
@@ -288,6 +304,7 @@ def main() -> int:
     training.add_argument("--out", type=Path, required=True)
     training.add_argument("--minutes", type=float, default=4.0)
     training.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) - 2))
+    training.add_argument("--earlier", type=Path, help="results of a call that ran out of time: the rest is trained")
     training.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     collecting = parts.add_parser("collect", help="keep the results as rows of the study")
     collecting.add_argument("bundles", type=Path, nargs=1)
@@ -298,7 +315,7 @@ def main() -> int:
     )
     given = parser.parse_args()
     if given.part == "train":
-        return train_all(given.bundles, given.out, given.minutes, given.processes, given.device)
+        return train_all(given.bundles, given.out, given.minutes, given.processes, given.device, given.earlier)
     return write(given) if given.part == "write" else collect(given)
 
 

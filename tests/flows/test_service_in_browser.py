@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,21 @@ from browser import Browser, open_browser
 from cohorts import write_cohort
 from service import ServiceUnderTest, serving, until
 
-FIELD = """(() => { const label = [...document.querySelectorAll('label')].find(
+FIELD = """(() => { const title = [...document.querySelectorAll('.schema-form-property__label')].find(
   e => e.innerText.split('(')[0].trim() === %s);
-  return label && label.parentElement.closest('div').querySelector('textarea, input'); })()"""
-SET = """(() => { const field = %s; if (!field) return false;
-  const kind = field.tagName === 'TEXTAREA' ? HTMLTextAreaElement : HTMLInputElement;
-  Object.getOwnPropertyDescriptor(kind.prototype, 'value').set.call(field, %s);
-  field.dispatchEvent(new Event('input', {bubbles: true})); field.dispatchEvent(new Event('change', {bubbles: true}));
-  return true; })()"""
+  return title && title.closest('.schema-form-property').querySelector('textarea, input'); })()"""
+FOCUS = """(() => { const field = %s; if (!field) return false;
+  field.scrollIntoView({block: 'center'}); field.focus(); field.select(); return true; })()"""
 SUBMIT = """(() => { const button = [...document.querySelectorAll('button')].find(e => e.innerText.trim() === 'Submit');
   if (!button) return false; button.click(); return true; })()"""
 
 
 def fill(browser: Browser, title: str, value: str) -> None:
-    expression = SET % (FIELD % json.dumps(title), json.dumps(value))
-    until(lambda: browser.evaluate(expression), f"field {title} is there", 60)
+    """Type into a field of the form, as a person does."""
+    until(lambda: browser.evaluate(FOCUS % (FIELD % json.dumps(title))), f"field {title} is there", 60)
+    browser.call("Input.insertText", text=value)
+    # The form takes a value up a moment after the last key.
+    time.sleep(1.5)
 
 
 def visit(browser: Browser, address: str, text: str) -> None:

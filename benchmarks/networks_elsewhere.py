@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rfss_core.code import code_version
 from rfss_core.settings import SupervisedSettings
 from rfss_core.training import SupervisedSegmenter, train_supervised
 
@@ -40,8 +41,6 @@ class Job:
 
     inputs: str
     """Digest of slices and settings."""
-    code: str
-    """Version of the code that wrote the bundle."""
     label: str
     seed: int
     architecture: str
@@ -141,6 +140,7 @@ def train(path: Path, place: int, device: str) -> tuple[int, dict[str, Any], npt
         "rounds": [asdict(one) for one in rounds],
         "device": torch.cuda.get_device_name() if chosen.type == "cuda" else "cpu",
         "torch": torch.__version__,
+        "code": code_version("imaging", "training"),
     }
     return place, about, labels
 
@@ -235,7 +235,6 @@ def write(given: argparse.Namespace) -> int:
         jobs.append(
             Job(
                 row.inputs_fingerprint(data),
-                row.code,
                 row.label,
                 row.seed,
                 row.settings.segmentation.segmenter,

@@ -47,7 +47,7 @@ def keep(bundle: Bundle, results: Path, out: str, command: str, *, other_code: b
     stale = 0
     for place, one in sorted((int(key), value) for key, value in about.items()):
         job = bundle.jobs[place]
-        if job.inputs not in rows or (job.code != rows[job.inputs][0].code and not other_code):
+        if job.inputs not in rows or (one.get("code") != rows[job.inputs][0].code and not other_code):
             stale += 1
             print(f"left out, the study or its code is another now: {job.label}, seed {job.seed}", file=sys.stderr)
             continue
@@ -131,5 +131,5 @@ def measured(
         refused=0,
         models={"segmentation": about["weights"]},
         metrics=METRICS_LIBRARY,
-        code=job.code,
+        code=about.get("code", "unknown"),
     )

@@ -26,6 +26,7 @@ from tasks.register import register
 from tasks.segment import segment
 from tasks.served import set_aside
 from tasks.summary import Summary, last_summary
+from tasks.tracking import check_tracking
 
 
 @flow(name="label-dataset", validate_parameters=True, persist_result=False)
@@ -47,11 +48,14 @@ def label_dataset(settings: LabelSettings) -> Summary:
         InputError: input that cannot be used at all.
         ExecutionError: chunks failed for good; the run can be resumed.
         GateError: the quality gate failed; all is recorded, nothing promoted.
+        RegistryError: the MLflow server does not answer, found before any work and again at its end.
+        RegistryAccessError: it refuses the credentials.
     """
     started = time.perf_counter()
     if settings.segmentation.segmenter in BASELINES:
         raise baseline_error(settings.segmentation.segmenter)
     with open_run(settings) as run:
+        check_tracking(run.workspace.files)
         show_start(run)
         before = last_summary(run.workspace)
         manifest = ingest(run)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from rfss_core.errors import SettingsError
-from rfss_core.settings import LabelSettings, PresetName, SegmenterName, Strategy
+from rfss_core.settings import LabelSettings, PresetName, PromotionPolicy, SegmenterName, Strategy
 
 
 def check_places(settings: LabelSettings) -> None:
@@ -59,6 +59,10 @@ ExecutorName = Annotated[
     ),
 ]
 MinDice = Annotated[float | None, typer.Option("--min-dice", help="Gate on the held-out mean Dice. Default: 0.7.")]
+Promote = Annotated[
+    PromotionPolicy | None,
+    typer.Option("--promote", help="When an accepted data set becomes the champion by itself. Default: manual."),
+]
 DatasetName = Annotated[str | None, typer.Option("--dataset", help=described("dataset"))]
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; options given here win.")]
 Seed = Annotated[int | None, typer.Option("--seed", help=described("seed") + " Default: 0.")]

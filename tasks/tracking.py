@@ -21,6 +21,7 @@ DATABASE = "mlflow.db"
 """The embedded store, in a workspace's folder."""
 WORKSPACE_VARIABLE = "RFSS_WORKSPACE"
 """Names the workspace whose embedded store is meant where nothing else says."""
+_SERVERS = ("http://", "https://")
 _ANSWER_S = 10.0
 _REFUSALS = {"UNAUTHENTICATED", "PERMISSION_DENIED"}
 
@@ -40,6 +41,21 @@ def tracking_uri(workspace: Files) -> str:
             "set MLFLOW_TRACKING_URI to an MLflow server or a local sqlite:/// file"
         )
     return _sqlite(root)
+
+
+def check_tracking(workspace: Files) -> None:
+    """Make sure, before hours of work, that a run on a workspace can be registered at its end.
+
+    Raises:
+        SettingsError: the workspace is an object store and ``MLFLOW_TRACKING_URI`` is not set.
+        RegistryError: the server does not answer.
+        RegistryAccessError: it refuses the credentials.
+    """
+    uri = tracking_uri(workspace)
+    if uri.startswith(_SERVERS):
+        client = connect(uri)
+        with answering(uri):
+            client.search_experiments(max_results=1)
 
 
 def registry_uri(registry: str | None = None, workspace: str | None = None) -> str:
@@ -92,7 +108,7 @@ def connect(uri: str) -> MlflowClient:
         RegistryError: the server is away. Found within seconds: MLflow's own client would try for minutes.
         RegistryAccessError: it refuses the credentials.
     """
-    if uri.startswith(("http://", "https://")):
+    if uri.startswith(_SERVERS):
         try:
             # Every server has it, and it needs no credentials.
             requests.get(f"{uri.rstrip('/')}/health", timeout=_ANSWER_S)

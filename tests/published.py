@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from cohorts import save
+from PIL import Image
 
 from rfss_core.datasets import DatasetEntry, DatasetManifest, write_dataset
 from rfss_core.datasets.card import CARD, UNKNOWN_STUDENT, student_section
@@ -52,18 +53,20 @@ def publish_dataset(
     decisions: tuple[str, ...] = DECISIONS,
     classes: dict[int, str] | None = None,
     seed: int = 0,
+    suffix: str = ".nii.gz",
 ) -> Published:
     """Write images, ingest them, and publish given masks with given decisions."""
     classes = classes or CLASSES
     images, url = root / "images", root / "work"
     rng = np.random.default_rng(seed)
     for number in range(len(decisions)):
-        affine = OBLIQUE if number % 2 == 0 else FLIPPED
-        save(
-            images / f"ward {number // 2}" / f"sub-{number:02d}.nii.gz",
-            _picture(rng, (20 + 2 * (number % 2), 24, 4 + number)),
-            affine,
-        )
+        path = images / f"ward {number // 2}" / f"sub-{number:02d}{suffix}"
+        shape = (20 + 2 * (number % 2), 24, 4 + number)
+        if suffix == ".png":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (*shape[:2], 3), np.uint8)).save(path)
+        else:
+            save(path, _picture(rng, shape), OBLIQUE if number % 2 == 0 else FLIPPED)
     settings = ImagingSettings()
     workspace = Workspace.open(url)
     store = workspace.stage(SEGMENT_STAGE, "masks")
@@ -75,9 +78,10 @@ def publish_dataset(
         workspace.write_case(source, volume, estimate_window(volume.pixels, settings), None, digest)
         case, chunk = source.case_id, f"chunk{number}"
         pixels[case] = volume.pixels
-        labels[case] = rng.choice([0, *classes], volume.pixels.shape).astype(np.uint8)
-        labels[case][0] = 0
-        uncertainties[case] = rng.integers(0, 256, volume.pixels.shape).astype(np.uint8)
+        labels[case] = rng.choice([0, *classes], volume.pixels.shape[:3]).astype(np.uint8)
+        if len(labels[case]) > 1:
+            labels[case][0] = 0
+        uncertainties[case] = rng.integers(0, 256, labels[case].shape).astype(np.uint8)
         arrays = {f"{case}/labels": labels[case], f"{case}/{UNCERTAINTY}": uncertainties[case]}
         store.complete(chunk, "x", store.write_chunk(chunk, arrays))
         path, data = f"{source.name}{volume.grid.suffix}", encoded(labels[case], volume.grid)

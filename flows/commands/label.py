@@ -20,6 +20,7 @@ from flows.options import (
     MinDice,
     PatientPattern,
     Preset,
+    Promote,
     Seed,
     SegmenterOption,
     StrategyName,
@@ -44,6 +45,7 @@ def label(
     executor: ExecutorName = None,
     min_dice: MinDice = None,
     dataset: DatasetName = None,
+    promote: Promote = None,
     config: Config = None,
     seed: Seed = None,
     strategy: StrategyName = None,
@@ -69,6 +71,7 @@ def label(
             "seed": seed,
             "execution": {"executor": executor, "verify": verify},
             "quality": {"min_dice": min_dice},
+            "promotion": {"policy": promote},
             "retrieval": {
                 "strategy": strategy,
                 "support_slices": support_slices,

@@ -58,4 +58,7 @@ def _place(case: PseudoLabelCase, out: Path | None, kind: str, why: str) -> Path
             f"case '{case.name}' cannot be named as a file: {why}; give out=, a folder to write it to, or (for images) "
             "load with images= naming the folder of the source images"
         )
-    return out / kind / f"{case.name}{case.grid.suffix}"
+    # A manifest from elsewhere may hold any name: none leads out of the folder.
+    place = Files(out).local_path(f"{kind}/{case.name}{case.grid.suffix}")
+    assert place is not None
+    return place

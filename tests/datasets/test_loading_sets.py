@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from rfss_core.datasets import PseudoLabelSet, load, load_many
 from rfss_core.datasets.reference import DatasetReference
-from rfss_core.errors import CorruptStoreError, InputError, InputNotFoundError
+from rfss_core.errors import CorruptStoreError, InputError, InputNotFoundError, UnsafePathError
 from rfss_core.imaging import normalise
 
 
@@ -129,6 +129,30 @@ def test_volumes_and_slices_with_foreground(published: Published, dataset: Pseud
     # The first slice of each case is all background.
     assert len(labelled) == sum(case.n_slices - 1 for case in dataset.cases())
     assert all(labelled[index]["label"].any() for index in range(len(labelled)))
+
+
+def test_coloured_rasters_load_too(tmp_path: Path) -> None:
+    published = publish_dataset(tmp_path, suffix=".png")
+    for found in (load(published.folder), load(published.folder, images=published.images)):
+        for case in found.cases():
+            np.testing.assert_array_equal(case.label(), published.labels[case.id])
+            np.testing.assert_array_equal(case.raw(), published.pixels[case.id])
+            assert case.spacing == (1, 1, 1)
+        slices, volumes = found.torch_dataset(), found.torch_dataset("volumes")
+        assert (slices[1]["image"].shape, volumes[1]["image"].shape) == ((3, 22, 24), (3, 1, 22, 24))
+        assert found.dask_array("image", pad=True).shape == (2, 22, 24, 3)
+    alone = load(published.folder, verify="none")
+    alone.origin.__dict__["workspace"] = None
+    np.testing.assert_array_equal(alone.cases()[0].label(), published.labels[alone.cases()[0].id])
+
+
+def test_names_of_a_manifest_lead_out_of_no_folder(tmp_path: Path) -> None:
+    published = publish_dataset(tmp_path, decisions=("accept",))
+    manifest = replace(published.manifest, entries=(replace(published.manifest.entries[0], name="../../escape"),))
+    evil = PseudoLabelSet(manifest)
+    evil.origin.__dict__["sources"] = {}
+    with pytest.raises(UnsafePathError):
+        evil.monai_datalist(out=tmp_path / "out", ignore=0.5)
 
 
 def test_label_maps_stay_within_the_cache(dataset: PseudoLabelSet) -> None:

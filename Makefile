@@ -19,6 +19,8 @@ PYTEST_ARGS ?=
 TEST_WORKERS ?= 2
 DEMO ?= demo
 SAM2 := sam2==1.1.0
+# Their metadata ask for torchvision; what nnU-Net's check of a data set really imports is in the dev extra.
+NNUNET := nnunetv2 acvl-utils batchgenerators
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
@@ -56,8 +58,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) setuptools wheel torch; \
 	echo "set-up 3/4: RFSS and what it needs"; \
 	$(PIP) --no-build-isolation --editable '.[dev]'; \
-	echo "set-up 4/4: Meta's sam2 package (the oracle of the parity tests)"; \
-	SAM2_BUILD_CUDA=0 $(PIP) --no-deps --no-build-isolation $(SAM2)
+	echo "set-up 4/4: Meta's sam2 package (the oracle of the parity tests), nnU-Net's check of exports"; \
+	SAM2_BUILD_CUDA=0 $(PIP) --no-deps --no-build-isolation $(SAM2); \
+	$(PIP) --no-deps --no-build-isolation $(NNUNET)
 	@touch $@
 	@echo "set-up done: $(VENV)"
 

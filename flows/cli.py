@@ -13,7 +13,8 @@ from rich.markup import escape
 from typer.exceptions import TyperException
 
 import tasks  # noqa: F401 - sets the environment's defaults before Prefect and MLflow are imported
-from flows.commands.data import data_fetch
+from flows.commands.automations import automations
+from flows.commands.data import data_convert, data_fetch
 from flows.commands.datasets import datasets, demote, lineage, promote, rollback
 from flows.commands.doctor import doctor
 from flows.commands.evaluate import evaluate
@@ -21,7 +22,10 @@ from flows.commands.export import export
 from flows.commands.label import label
 from flows.commands.review import review_export, review_import
 from flows.commands.select import select
+from flows.commands.serve import serve
 from flows.commands.status import status
+from flows.commands.study import study
+from flows.commands.train import train
 from flows.exit_codes import BAD_INPUT, DONE, FAILED, INTERRUPTED
 from rfss_core import __version__
 from rfss_core.errors import InputError, ModelError, RfssError
@@ -33,10 +37,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (label, evaluate, select, status, export, datasets, promote, demote, rollback, lineage, doctor):
+for command in (
+    label,
+    evaluate,
+    study,
+    select,
+    status,
+    export,
+    datasets,
+    promote,
+    demote,
+    rollback,
+    lineage,
+    train,
+    doctor,
+    serve,
+    automations,
+):
     app.command()(command)
 data_app = typer.Typer(help="Public data sets.", no_args_is_help=True)
 data_app.command("fetch")(data_fetch)
+data_app.command("convert")(data_convert)
 app.add_typer(data_app, name="data")
 review_app = typer.Typer(help="Correct pseudo-labels by hand, and let them serve.", no_args_is_help=True)
 review_app.command("export")(review_export)

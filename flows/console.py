@@ -13,8 +13,10 @@ from rich.table import Table
 from tasks.summary import IntervalPart, Summary
 
 if TYPE_CHECKING:
-    from flows.evaluate import Evaluation
+    from rfss_core.datasets.exporters import ExportReport
+    from rfss_core.datasets.layouts.conversion import Conversion
     from rfss_core.datasets.review import ReviewCase
+    from rfss_core.study import Evaluation
     from tasks.review import ReviewImport
     from tasks.status import Status
     from tasks.worklist import Selection
@@ -67,6 +69,26 @@ def show_evaluation(console: Console, result: Evaluation, out: Path) -> None:
         f"{result.support_patients} patients, {result.slices_per_second:.1f} slices/s; written to {out}",
         highlight=False,
     )
+
+
+def show_conversion(console: Console, result: Conversion) -> None:
+    """Print the end of ``rfss data convert``."""
+    layout, folder = result.layout, escape(str(result.folder))
+    classes = ", ".join(f"{value} {name}" for value, name in layout.classes.items())
+    problems = f"{len(result.left_out)} problem{'' if len(result.left_out) == 1 else 's'}"
+    console.print(
+        f"{layout.name}: {result.labelled} labelled and {result.unlabelled} unlabelled images of {result.patients} "
+        f"patients are in {folder} ({result.resumed} were there before, {result.linked} files linked, {problems})\n"
+        f"classes: {classes}\ncite: {layout.citation}; terms: {layout.terms}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if layout.caution:
+        console.print(f"[yellow]note:[/] {layout.caution}", highlight=False, soft_wrap=True)
+    places = f"{folder}/images --labels {folder}/labels --config {folder}/settings.yaml"
+    console.print(f"next: rfss evaluate --images {places} --out result.json", highlight=False, soft_wrap=True)
+    if result.unlabelled:
+        console.print(f"  or: rfss label {places} --workspace work", highlight=False, soft_wrap=True)
 
 
 CASES_SHOWN = 15
@@ -180,6 +202,33 @@ def show_review_import(console: Console, result: ReviewImport) -> None:
         )
     if result.imported:
         console.print("they join the support set of the next `rfss label` on this workspace", highlight=False)
+
+
+def show_export(console: Console, report: ExportReport) -> None:
+    """Print the end of ``rfss export``."""
+    manifest = report.manifest
+    cases = manifest["cases"]
+    sources = ("pseudo-label", "expert", "reviewed")
+    counts = ", ".join(f"{count} {source}" for source in sources if (count := report.count(source)))
+    test = sum(case["part"] == "test" for case in cases)
+    console.print(
+        f"data set {escape(manifest['dataset']['name'])} as {manifest['format']}: {len(cases)} cases ({counts}"
+        f"{f'; {test} of them the test part' if test else ''})"
+        f"{f', {report.resumed} of them written before' if report.resumed and not report.existed else ''}",
+        highlight=False,
+    )
+    classes = ", ".join(f"{value} {escape(name)}" for value, name in manifest["classes"].items())
+    renumbered: dict[str, int] = manifest["plan"].get("label_map", {})
+    if any(int(value) != number for value, number in renumbered.items()):
+        classes += f"; renumbered to {', '.join(f'{value} -> {number}' for value, number in renumbered.items())}"
+    console.print(f"classes: {classes}", highlight=False)
+    for entry in report.left_out[:CASES_SHOWN]:
+        console.print(f"[yellow]left out[/] {escape(entry.message)} ({entry.reason})", highlight=False)
+    if len(report.left_out) > CASES_SHOWN:
+        console.print(f"... and {len(report.left_out) - CASES_SHOWN} more, see rfss-export.json", highlight=False)
+    files = len(manifest["files"]) + sum(len(case["files"]) for case in cases)
+    state = "is there already, unchanged:" if report.existed else "written to"
+    console.print(f"{state} {escape(str(report.folder))} ({files} files)", highlight=False, soft_wrap=True)
 
 
 def _number(interval: IntervalPart | None, digits: int = 3) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from prefect import flow
-from pydantic import BaseModel
+import time
 
+import pandas as pd
+from prefect import flow
+
+from flows.endings import with_reasons
 from flows.running import open_run
 from rfss_core.code import code_version
-from rfss_core.errors import SettingsError
-from rfss_core.quality import METRICS_LIBRARY, Split, split_patients
+from rfss_core.quality import METRICS_LIBRARY, Split, SplitCase, choose_patients, refuse_leak
 from rfss_core.settings import SUPERVISED, LabelSettings
+from rfss_core.store import Manifest
+from rfss_core.study import CaseResult, Evaluation
 from tasks.assess import assess
 from tasks.embed import embed
 from tasks.index import build_index, with_patches
@@ -18,51 +22,12 @@ from tasks.quality import measure
 from tasks.segment import segment
 from tasks.served import set_aside
 from tasks.summary import jsonable
+from tasks.thirds import measure_thirds
 from tasks.train import train
 
 
-class CaseResult(BaseModel):
-    """One test case."""
-
-    case: str
-    patient: str
-    dice: dict[str, float]
-    hd95: dict[str, float]
-
-
-class Evaluation(BaseModel):
-    """What ``rfss evaluate`` writes. Means are over patients; None where a class occurs in no test case."""
-
-    dice: dict[str, float | None]
-    """Per class and ``mean``."""
-    hd95: dict[str, float | None]
-    """Per class and ``mean``, mm."""
-    per_case: list[CaseResult]
-    label_fusion_dice: dict[str, float | None]
-    """The same cases labelled by majority vote of the same retrieved masks."""
-    slices_per_second: float
-    """Test slices over the seconds of the segmentation stage: reading, retrieval, models and writing."""
-    seconds: dict[str, float]
-    preset: str
-    k: int
-    strategy: str
-    segmenter: str
-    points: tuple[int, int] | None
-    """Points inside and outside each class that ``sam2-points`` drew; None for other segmenters."""
-    seed: int
-    support_slices: int
-    support_patients: int
-    test_patients: int
-    refused: int
-    """Test cases that retrieval could not serve with k support slices; they are not measured."""
-    models: dict[str, str]
-    """sha256 of the weights."""
-    metrics: str
-    """Library that computed the metrics."""
-    code: str
-
-
 @flow(name="evaluate", validate_parameters=True, persist_result=False)
+@with_reasons
 def evaluate(
     settings: LabelSettings, test_patients: int | None = None, support_patients: int | None = None
 ) -> Evaluation:
@@ -71,31 +36,41 @@ def evaluate(
     The same seed gives the same support slices and test patients whatever the segmenter.
 
     Args:
-        settings: as for ``label_dataset``; images without a label are left alone.
-        test_patients: patients to measure on; default: the share ``held_out`` of the labelled ones.
-        support_patients: patients that the support set comes from; default: all the others.
+        settings: As for ``label_dataset``; images without a label are left alone.
+        test_patients: Patients to measure on; default: the share ``held_out`` of the labelled ones.
+        support_patients: Patients that the support set comes from; default: all the others.
 
     Returns:
         The figures.
 
     Raises:
         SettingsError: more patients were asked for than are labelled.
+        LeakError: a test case, or a copy of its image, is in the support set.
         InputError: input that cannot be used at all.
     """
+
+    def chosen(manifest: Manifest) -> Split:
+        patients = manifest.cases["patient"].tolist()
+        return choose_patients(patients, settings.held_out, settings.seed, test_patients, support_patients)
+
     with open_run(settings) as run:
         manifest = ingest(run, labelled_only=True)
         # More patients than there are is the user's mistake: said before the models start.
-        choose_patients(manifest.cases["patient"].tolist(), settings, test_patients, support_patients)
+        chosen(manifest)
         embeddings = embed(run, manifest)
         manifest = set_aside(run, manifest, embeddings.refused, embeddings.refused_ids)
-        split = choose_patients(manifest.cases["patient"].tolist(), settings, test_patients, support_patients)
+        split = chosen(manifest)
         index = build_index(run, manifest, embeddings, split)
+        refuse_leak(_split_cases(manifest, index.support_cases), _split_cases(manifest, index.held_out_cases))
         index = with_patches(run, index)
         network = train(run, index) if settings.segmentation.segmenter in SUPERVISED else None
+        processor = time.process_time()
         masks = segment(run, manifest, embeddings, index, list(index.held_out_cases), network)
+        processor = time.process_time() - processor
         manifest = set_aside(run, manifest, masks.refused)
         assessment = assess(run, index, masks, probes=False)
         quality = measure(run, manifest, index, masks, assessment)
+        thirds = measure_thirds(run, index, masks)
     tested = manifest.cases[manifest.cases["case_id"].isin([case_id for case_id, _, _ in masks.cases()])]
     return Evaluation(
         dice={name: jsonable(part.mean) for name, part in quality.summary.dice.items()},
@@ -106,11 +81,14 @@ def evaluate(
                 patient=measured.patient,
                 dice={metric.name: metric.dice for metric in measured.metrics},
                 hd95={metric.name: metric.hd95 for metric in measured.metrics},
+                dice_by_third=thirds.get(measured.case, {}),
             )
             for measured in quality.measurements
         ],
         label_fusion_dice={name: jsonable(part.mean) for name, part in quality.fusion_summary.dice.items()},
         slices_per_second=int(tested["n_slices"].sum()) / run.seconds["segment"],
+        segmented_now=run.throughput.stages["segment"].slices,
+        processor_seconds=processor if settings.execution.executor == "inline" else None,
         seconds=run.seconds,
         preset=settings.preset,
         k=index.k,
@@ -121,6 +99,8 @@ def evaluate(
         support_slices=index.n_slices,
         support_patients=len(split.support),
         test_patients=len(split.held_out),
+        support_patient_names=sorted(split.support),
+        support_digest=index.digest,
         refused=len(masks.refused),
         models={"embedding": embeddings.digest, "segmentation": masks.digest},
         metrics=METRICS_LIBRARY,
@@ -128,21 +108,7 @@ def evaluate(
     )
 
 
-def choose_patients(
-    patients: list[str], settings: LabelSettings, test_patients: int | None, support_patients: int | None
-) -> Split:
-    """Choose test and support patients, both by the project's one split function."""
-    known = len(set(patients))
-    wanted = (test_patients or 1) + (support_patients or 1)
-    if wanted > known:
-        raise SettingsError(
-            f"{test_patients or 1} test and {support_patients or 1} support patients need {wanted} labelled patients, "
-            f"but {known} were found; ask for fewer, or check --patient-pattern"
-        )
-    share = settings.held_out if test_patients is None else test_patients / known
-    split = split_patients(patients, share, settings.seed)
-    if support_patients is None or support_patients >= len(split.support):
-        return split
-    others = sorted(split.support)
-    drawn = split_patients(others, support_patients / len(others), settings.seed)
-    return Split(support=drawn.held_out, held_out=split.held_out)
+def _split_cases(manifest: Manifest, case_ids: tuple[str, ...]) -> list[SplitCase]:
+    cases: pd.DataFrame = manifest.cases[manifest.cases["case_id"].isin(case_ids)]
+    columns = zip(cases["name"], cases["patient"], cases["pixel_digest"], strict=True)
+    return [SplitCase(str(name), str(patient), str(pixels)) for name, patient, pixels in columns]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from flows.endings import completed, with_reasons
 from flows.running import open_run
+from flows.showing import quarantine_counts, show_end, show_start
 from rfss_core.errors import GateError, InputError
 from rfss_core.imaging.case import REVIEWED_SOURCE
 from rfss_core.quality import Split, split_patients, with_reviewed
@@ -15,6 +16,7 @@ from rfss_core.segmentation.factory import baseline_error
 from rfss_core.settings import BASELINES, LabelSettings
 from rfss_core.store import Manifest
 from tasks.assess import assess
+from tasks.drift import drift
 from tasks.embed import embed
 from tasks.index import build_index, with_patches
 from tasks.ingest import ingest
@@ -23,12 +25,12 @@ from tasks.quality import measure
 from tasks.register import register
 from tasks.segment import segment
 from tasks.served import set_aside
-from tasks.summary import Summary
-from tasks.throughput import Throughput
+from tasks.summary import Summary, last_summary
 from tasks.tracking import check_tracking
 
 
 @flow(name="label-dataset", validate_parameters=True, persist_result=False)
+@with_reasons
 def label_dataset(settings: LabelSettings) -> Summary:
     """Label every image that has no label, measure the quality on held-out patients, and register the data set.
 
@@ -36,7 +38,7 @@ def label_dataset(settings: LabelSettings) -> Summary:
     run on the executor that the settings name.
 
     Args:
-        settings: everything that the run depends on.
+        settings: Everything that the run depends on.
 
     Returns:
         What stands in ``summary.json``.
@@ -54,6 +56,8 @@ def label_dataset(settings: LabelSettings) -> Summary:
         raise baseline_error(settings.segmentation.segmenter)
     with open_run(settings) as run:
         check_tracking(run.workspace.files)
+        show_start(run)
+        before = last_summary(run.workspace)
         manifest = ingest(run)
         # What the user got wrong is said before the models start.
         _plan(manifest, settings)
@@ -68,10 +72,11 @@ def label_dataset(settings: LabelSettings) -> Summary:
         quality = measure(run, manifest, index, masks, assessment)
         dataset = publish(run, manifest, embeddings, index, masks, quality)
         summary = register(run, manifest, embeddings, index, masks, quality, dataset, started)
-    _show(summary, run.throughput)
+        drifted = drift(run, masks, summary, before)
+        show_end(run, summary, drifted)
     if summary.dataset.status == "rejected":
         raise GateError("; ".join(summary.gate))
-    return summary
+    return completed(summary, quarantine_counts(manifest))
 
 
 def _plan(manifest: Manifest, settings: LabelSettings) -> tuple[list[str], Split]:
@@ -86,32 +91,3 @@ def _plan(manifest: Manifest, settings: LabelSettings) -> tuple[list[str], Split
     reviewed = labelled["label_source"] == REVIEWED_SOURCE
     split = split_patients(labelled.loc[~reviewed, "patient"].tolist(), settings.held_out, settings.seed)
     return unlabelled, with_reviewed(split, labelled.loc[reviewed, "patient"].tolist())
-
-
-def _show(summary: Summary, throughput: Throughput) -> None:
-    """Put the figures into the Prefect UI."""
-    create_table_artifact(throughput.table(), key="rfss-stages", description="Work of each stage in this run")
-    rows = [
-        {
-            "class": name,
-            "Dice": dice.mean,
-            "low": dice.ci_low,
-            "high": dice.ci_high,
-            "patients": dice.n,
-            "HD95 mm": summary.held_out_hd95[name].mean,
-            "label fusion": summary.label_fusion_dice[name].mean,
-        }
-        for name, dice in summary.held_out_dice.items()
-    ]
-    create_table_artifact(rows, key="rfss-held-out", description="Quality on held-out patients")
-    cases = summary.cases
-    create_markdown_artifact(
-        f"# {summary.dataset.name}: {summary.dataset.status}\n\n"
-        f"{cases.unlabelled} cases labelled from {cases.support} labelled ones, {cases.held_out} held out, "
-        f"{cases.quarantined} set aside; {summary.slices} slices.\n\n"
-        + "".join(f"- {line}\n" for line in [*summary.gate, *summary.warnings])
-        + f"\nReport: `{summary.report}`, MLflow run `{summary.mlflow_run_id}`, "
-        f"fingerprint `{summary.fingerprint[:12]}`",
-        key="rfss-summary",
-        description="Summary of the run",
-    )

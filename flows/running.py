@@ -6,7 +6,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from prefect.exceptions import TerminationSignal
+
 from flows.session import terminal_listener
+from flows.store_block import resolved
 from rfss_core.errors import StoreError, WorkspaceLostError
 from rfss_core.events import EventStream
 from rfss_core.settings import LabelSettings
@@ -32,6 +35,14 @@ def open_run(settings: LabelSettings) -> Iterator[Run]:
         WorkspaceBusyError: another run holds the workspace.
         WorkspaceLostError: another run took the workspace, because this one gave no sign of life for too long.
     """
+    with resolved(settings) as settings:
+        yield from _run(settings)
+
+
+def _run(settings: LabelSettings) -> Iterator[Run]:
+    # A served run has no terminal session that says how much is told.
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.INFO)
     workspace = Workspace.open(settings.workspace)
     with (
         take(workspace.files, settings.execution.lease_s, waiting=log.warning) as lease,
@@ -53,6 +64,6 @@ def open_run(settings: LabelSettings) -> Iterator[Run]:
         except BaseException as error:
             # A full disk must not hide behind its own consequence.
             with suppress(StoreError):
-                state.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
+                state.end("stopped" if isinstance(error, (KeyboardInterrupt, TerminationSignal)) else "failed")
             raise
         state.end("finished")

@@ -11,6 +11,7 @@ import time
 from contextlib import ExitStack
 
 import httpx
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
 from rfss_core.errors import ExecutionError
@@ -58,7 +59,7 @@ class PrefectServer:
             except httpx.TransportError:
                 pass
             time.sleep(POLL_S)
-        self.stop()
+        self._end()
         self._said.seek(0)
         said = self._said.read().decode(errors="replace").strip().splitlines()[-1:]
         raise ExecutionError(
@@ -68,6 +69,10 @@ class PrefectServer:
 
     def stop(self) -> None:
         """End the server; does nothing where it has ended."""
+        self._end()
+        self._said.close()
+
+    def _end(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
@@ -98,11 +103,34 @@ def ensure_prefect_server() -> None:
     """Use the configured Prefect server, or one of our own for as long as this process lives.
 
     Raises:
-        ExecutionError: no server is configured, and the embedded one does not start.
+        ExecutionError: the configured server does not answer or refuses the credentials; or none is configured, and the
+            embedded one does not start.
     """
     settings = get_current_settings()
     if settings.api.url:
+        _check_configured(settings.api.url)
         return
     start_prefect_server()
     url = _started[0].wait(settings.server.ephemeral.startup_timeout_seconds)
     _lifetime.enter_context(temporary_settings({PREFECT_API_URL: url}))
+
+
+def _check_configured(url: str) -> None:
+    """Say at the start what would otherwise be a traceback of Prefect's client.
+
+    Raises:
+        ExecutionError: the server does not answer, or refuses the credentials.
+    """
+    try:
+        with get_client(sync_client=True) as client:
+            # The endpoint asks for credentials where the server does; its health does not.
+            client.request("GET", "/admin/version").raise_for_status()
+    except httpx.HTTPStatusError as error:
+        code = error.response.status_code
+        hint = "set PREFECT_API_AUTH_STRING to its user:password" if code in (401, 403) else "look at its log"
+        raise ExecutionError(f"the Prefect server at '{url}' answers with {code}; {hint}") from error
+    except httpx.TransportError as error:
+        raise ExecutionError(
+            f"the Prefect server at '{url}' does not answer ({error or type(error).__name__}); start it "
+            "(`rfss serve`), or unset PREFECT_API_URL to run with an embedded one"
+        ) from error

@@ -8,16 +8,45 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from rfss_core.errors import ExecutionError
 from rfss_core.events import Listener
 from rfss_core.store import Workspace
 
+if TYPE_CHECKING:
+    from tasks.summary import Summary
+
 LOG = "run.log"
+
+log = logging.getLogger("rfss")
 
 # The command line watches a flow that Prefect calls; a flow's parameters must be JSON, so the watcher travels beside.
 terminal_listener: ContextVar[Listener | None] = ContextVar("terminal_listener", default=None)
+
+
+def recorded(workspace: str, error: Exception) -> Summary:
+    """Return what a run recorded that could not tell a Prefect server, gone in the middle, how it ended.
+
+    Args:
+        workspace: of the run.
+        error: what Prefect's client said at the end.
+
+    Raises:
+        ExecutionError: the run had not ended; it can be resumed.
+    """
+    from tasks.status import read_status
+    from tasks.summary import read_summary
+
+    if read_status(workspace).state != "finished":
+        raise ExecutionError(
+            f"the Prefect server went away ({error}); finished work is kept: start the server, or unset "
+            "PREFECT_API_URL, and start the same command again"
+        ) from error
+    log.warning("the Prefect server went away (%s) and does not know that this run ended; all is recorded", error)
+    return read_summary(workspace)
 
 
 @contextmanager
@@ -49,6 +78,8 @@ def command_session(workspace: str, verbose: bool) -> Iterator[Console]:
         for existing in logging.getLogger(name).handlers:
             if isinstance(existing, PrefectConsoleHandler):
                 existing.setLevel(logging.CRITICAL + 1)
+    # A server that goes away is one line of ours; its client's background services would say it on and on.
+    logging.getLogger("prefect._internal").setLevel(logging.CRITICAL + 1)
     # Other libraries' notes to their developers belong into the log, not before a user's eyes.
     logging.captureWarnings(capture=True)
     logging.getLogger("py.warnings").propagate = False

@@ -102,6 +102,12 @@ class DownloadError(InputError, ConnectionError):
     __str__ = Exception.__str__
 
 
+class LayoutError(InputError):
+    """A public data set's folder that is not laid out as its publisher ships it; each problem is named."""
+
+    reason = "bad_layout"
+
+
 class TooManyQuarantinedError(InputError):
     """More of the input is unusable than ``max_quarantined_fraction`` allows."""
 
@@ -112,6 +118,10 @@ class SettingsError(InputError):
     """Settings that contradict each other or the data."""
 
     reason = "bad_settings"
+
+
+class LeakError(InputError):
+    """Test patients, or copies of their images, among those that serve or train what is measured on them."""
 
 
 class UnknownDatasetError(InputError, LookupError):
@@ -224,6 +234,14 @@ class ExecutionError(RfssError, RuntimeError):
     """Chunks failed for good; the run can be resumed after the cause is mended."""
 
     reason = "execution"
+
+
+class PortTakenError(InputError, OSError):
+    """A server cannot listen, because something else does."""
+
+    reason = "port_taken"
+
+    __str__ = Exception.__str__
 
 
 class NoDeviceError(ExecutionError):

@@ -88,7 +88,7 @@ def register_dataset(record: DatasetRecord, workspace: Files) -> Registration:
     with answering(uri):
         # The client's own methods: the fluent ones would set the tracking address for the whole process.
         client = registry.client
-        run = client.create_run(_experiment(client, workspace, uri), run_name=f"label {record.name}")
+        run = client.create_run(experiment_id(client, workspace, uri), run_name=f"label {record.name}")
         run_id = str(run.info.run_id)
         try:
             _log(client, run_id, record, workspace)
@@ -127,10 +127,11 @@ def _find(registry: DataRegistry, record: DatasetRecord) -> DatasetVersion | Non
     return None
 
 
-def _experiment(client: MlflowClient, workspace: Files, uri: str) -> str:
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is not None:
-        return str(experiment.experiment_id)
+def experiment_id(client: MlflowClient, workspace: Files, uri: str) -> str:
+    """Return the experiment of all runs, made where it is missing."""
+    known = client.get_experiment_by_name(EXPERIMENT)
+    if known is not None:
+        return str(known.experiment_id)
     # Embedded store: artifacts beside it. A server decides for itself where they go.
     root = workspace.local_path(".") if uri.startswith("sqlite:///") else None
     location = None if root is None else (root.resolve() / "mlflow-artifacts").as_uri()

@@ -7,7 +7,9 @@ import time
 from typing import Self
 from uuid import UUID
 
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -28,6 +30,7 @@ from rfss_core.events import (
     StageFinished,
     StageStarted,
 )
+from tasks.spectator import server_answers
 
 log = logging.getLogger("rfss")
 
@@ -50,6 +53,7 @@ class TerminalProgress:
         self._bars: dict[str, TaskID] = {}
         self._slices: dict[str, int] = {}
         self._began: dict[str, float] = {}
+        self._said: set[str] = set()
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -63,12 +67,17 @@ class TerminalProgress:
         match event:
             case StageStarted(stage, total, done, unit):
                 self._began[stage], self._slices[stage] = time.perf_counter(), 0
-                self._bars[stage] = self._progress.add_task(stage, total=total, completed=done, unit=unit, rate="")
+                if stage in self._bars:
+                    # Of a study's next row.
+                    self._progress.reset(self._bars[stage], total=total, completed=done, unit=unit, rate="")
+                else:
+                    self._bars[stage] = self._progress.add_task(stage, total=total, completed=done, unit=unit, rate="")
             case ChunkFinished(stage, _, slices):
                 self._slices[stage] += slices
                 rate = self._slices[stage] / max(1e-9, time.perf_counter() - self._began[stage])
                 self._progress.update(self._bars[stage], advance=1, rate=f"{rate:.0f} slices/s" if slices else "")
-            case CaseQuarantined(name, reason, message):
+            case CaseQuarantined(name, reason, message) if name not in self._said:
+                self._said.add(name)
                 self._progress.console.print(f"[yellow]set aside[/] {name} ({reason}): {message}", highlight=False)
             case ChunkFailed(stage, chunk, _, message):
                 self._progress.console.print(f"[red]failed[/] {stage} {chunk}: {message}", highlight=False)
@@ -80,55 +89,74 @@ class TerminalProgress:
 
 
 class PrefectProgress:
-    """Progress artifacts in the Prefect UI, at most one update in two seconds a stage.
+    """Progress artifacts in the Prefect UI, at most one update in two seconds a stage, with rates and time left.
 
-    The UI is a spectator: a server that goes away costs its pictures, not the run.
+    The UI is a spectator: a server that goes away costs its pictures, not the run. It is asked again every half minute.
     """
 
     INTERVAL_S = 2.0
+    AWAY_S = 30.0
 
     def __init__(self) -> None:
         self._artifact: UUID | None = None
-        self._total = 0
-        self._done = 0
-        self._updated = 0.0
-        self._away = False
+        self._stage, self._unit = "", ""
+        self._total = self._done = self._before = self._slices = 0
+        self._began = self._updated = 0.0
+        self._away_until = 0.0
 
     def __call__(self, event: Event) -> None:
         """Forward one event."""
-        if self._away:
-            return
         try:
             self._forward(event)
         except Exception as error:  # noqa: BLE001 - whatever an HTTP client raises
-            self._away = True
-            log.warning("the Prefect server does not answer (%s); the run goes on without progress in its UI", error)
+            if self._away_until == 0.0:
+                log.warning("the Prefect server does not answer (%s); the run goes on without its UI", error)
+            self._away_until = time.monotonic() + self.AWAY_S
 
     def _forward(self, event: Event) -> None:
         match event:
             case StageStarted(stage, total, done, unit):
-                self._total, self._done, self._updated = total, done, 0.0
-                artifact = create_progress_artifact(
-                    self._percent(), key=f"rfss-{stage}", description=f"Stage {stage}: {total} {unit}"
-                )
-                self._artifact = artifact if isinstance(artifact, UUID) else None
-            case ChunkFinished():
+                self._stage, self._unit, self._total, self._before = stage, unit, total, done
+                self._done, self._slices, self._artifact = done, 0, None
+                self._began, self._updated = time.monotonic(), 0.0
+                self._update()
+            case ChunkFinished(_, _, slices):
                 self._done += 1
+                self._slices += slices
                 if time.monotonic() - self._updated >= self.INTERVAL_S:
-                    self._update(self._percent())
-            case StageFinished():
-                self._update(100.0)
-                self._artifact = None
+                    self._update()
+            case StageFinished(_, seconds, note) if self._stage:
+                self._done = self._total
+                self._update(f"finished in {seconds:.1f} s" + (f", {note}" if note else ""))
+                self._stage = ""
             case _:
                 pass
 
-    def _percent(self) -> float:
-        return 100.0 * self._done / self._total if self._total else 100.0
+    def _update(self, ending: str = "") -> None:
+        if time.monotonic() < self._away_until:
+            return
+        if not server_answers():
+            raise ConnectionError("no answer to a call of its health")
+        percent = 100.0 * self._done / self._total if self._total else 100.0
+        text = f"Stage {self._stage}: {self._done} of {self._total} {self._unit}{self._rate(bool(ending))}"
+        text = f"{text}, {ending}" if ending else text
+        if self._artifact is None:
+            artifact = create_progress_artifact(percent, key=f"rfss-{self._stage}", description=text)
+            self._artifact = artifact if isinstance(artifact, UUID) else None
+        else:
+            with get_client(sync_client=True) as client:
+                client.update_artifact(self._artifact, ArtifactUpdate(data=percent, description=text))
+        self._updated, self._away_until = time.monotonic(), 0.0
 
-    def _update(self, percent: float) -> None:
-        if self._artifact is not None:
-            update_progress_artifact(self._artifact, percent)
-            self._updated = time.monotonic()
+    def _rate(self, ended: bool) -> str:
+        worked, seconds = self._done - self._before, time.monotonic() - self._began
+        if worked <= 0 or seconds <= 0:
+            return ""
+        rate = f", {worked / seconds:.2g} {self._unit}/s"
+        if self._slices:
+            rate += f", {self._slices / seconds:.3g} slices/s"
+        left = (self._total - self._done) * seconds / worked
+        return rate if ended or not left else f"{rate}, about {left:.0f} s left"
 
 
 def log_event(event: Event) -> None:

@@ -86,6 +86,8 @@ class SegmentJob:
     segmentation: SegmentationSettings
     network: Network | None = None
     """Trained on the support set, where the segmenter is a supervised baseline."""
+    gpu: bool = True
+    """Whether exact retrieval may use FAISS's GPUs: ``index.gpu``."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ class _Query:
 @built_once(1)
 def _retrieval(job: SegmentJob) -> tuple[SupportSet, Retriever]:
     support = open_support(job.workspace, job.index)
-    return support, Retriever(support, job.retrieval, job.seed, index=open_stored(job.workspace, job.index.stored))
+    stored = open_stored(job.workspace, job.index.stored)
+    return support, Retriever(support, job.retrieval, job.seed, index=stored, gpu=job.gpu)
 
 
 def segment_chunk(job: SegmentJob, unit: SegmentUnit) -> ChunkReport:
@@ -321,6 +324,7 @@ def segment(
             settings.retrieval,
             settings.segmentation,
             network,
+            settings.index.gpu,
         )
         store = run.workspace.stage(STAGE, key)
         todo = pending(store, units, again=settings.execution.retry_quarantined)

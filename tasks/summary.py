@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rfss_core.errors import InputNotFoundError
 from rfss_core.store import Workspace
@@ -163,6 +163,16 @@ def read_summary(url: str) -> Summary:
     if not workspace.files.exists(SUMMARY):
         raise InputNotFoundError(f"'{url}' holds no {SUMMARY}: no run has finished there yet; see `rfss status {url}`")
     return Summary.model_validate_json(workspace.files.read_bytes(SUMMARY))
+
+
+def last_summary(workspace: Workspace) -> Summary | None:
+    """Return what the last run of a workspace wrote; None without one, or where an older release wrote it."""
+    if not workspace.files.exists(SUMMARY):
+        return None
+    try:
+        return Summary.model_validate_json(workspace.files.read_bytes(SUMMARY))
+    except ValidationError:
+        return None
 
 
 def jsonable(value: Any) -> float | None:

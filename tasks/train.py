@@ -14,12 +14,14 @@ from prefect import task
 from rfss_core.code import code_version
 from rfss_core.digest import digest_json
 from rfss_core.settings import SUPERVISED
-from rfss_core.training import Round, train_supervised
+from rfss_core.training import Checkpoints, Round, train_supervised
 from rfss_core.weights.device import resolve_device
 from tasks.chunks import finish_chunk
 from tasks.index import SupportIndex, open_support
 from tasks.models import NETWORK_CHUNK, TRAIN_STAGE, Network
 from tasks.run import STAGE_TASK, ChunkReport, Run
+
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @task(name="train", **STAGE_TASK)
@@ -59,13 +61,24 @@ def train(run: Run, index: SupportIndex) -> Network:
         def announce(done: Round) -> None:
             stage.finished(ChunkReport(f"step-{done.step}", training.round_steps * training.batch_size))
 
-        support = open_support(run.workspace.url, index)
+        support, files = open_support(run.workspace.url, index), run.workspace.files
+        path = f"stages/{TRAIN_STAGE}/{key}/{CHECKPOINT}"
         model, rounds = train_supervised(
-            support, settings.segmentation.segmenter, training, seed=settings.seed, device=device, progress=announce
+            support,
+            settings.segmentation.segmenter,
+            training,
+            seed=settings.seed,
+            device=device,
+            checkpoints=Checkpoints(
+                lambda: files.read_bytes(path) if files.exists(path) else None,
+                lambda data: files.write_bytes(path, data),
+            ),
+            progress=announce,
         )
         weights = np.frombuffer(model.to_bytes(), dtype=np.uint8)
         history = pd.DataFrame([asdict(done) for done in rounds]).astype({"validation_dice": "float64"})
         finish_chunk(store, NETWORK_CHUNK, len(support), {"weights": weights}, {"history": history})
+        files.remove(path)
         stage.note = _note(rounds)
     return network
 

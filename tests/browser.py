@@ -84,9 +84,11 @@ def open_browser() -> Iterator[Browser]:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             port, path = _address(Path(profile) / "DevToolsActivePort")
-            with connect(f"ws://127.0.0.1:{port}{path}", max_size=2**27, proxy=None) as socket:
+            with connect(f"ws://127.0.0.1:{port}{path}", max_size=2**27, proxy=None, ping_interval=None) as socket:
                 target = Browser(socket).call("Target.createTarget", url="about:blank")["targetId"]
-                with connect(f"ws://127.0.0.1:{port}/devtools/page/{target}", max_size=2**27, proxy=None) as page:
+                with connect(
+                    f"ws://127.0.0.1:{port}/devtools/page/{target}", max_size=2**27, proxy=None, ping_interval=None
+                ) as page:
                     yield Browser(page)
         finally:
             process.terminate()

@@ -21,7 +21,7 @@ POLL_S = 0.02
 LONGEST_S = 900.0
 """A command that takes longer on the small cohort hangs, on a machine ever so busy."""
 
-STAGES = ("start", "ingest", "embed", "index", "segment", "quality", "publish", "register")
+STAGES = ("start", "ingest", "embed", "index", "segment", "assess", "quality", "publish", "register")
 """The stages as ``state.json`` names them; "start" is all that comes before the first."""
 
 STARTED: list[psutil.Popen] = []

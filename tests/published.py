@@ -96,7 +96,8 @@ def publish_dataset(
                 predicted, lower, len(labels[case]),
             )
         )  # fmt: skip
-    meta = {"fingerprint": f"f{seed}", "masks": "masks", "settings": {"imaging": settings.model_dump(mode="json")}}
+    meta: dict[str, Any] = {"fingerprint": f"f{seed}", "masks": "masks", "settings": {"held_out": 0.7, "seed": 0}}
+    meta["settings"]["imaging"] = settings.model_dump(mode="json")
     workspace.files.write_bytes(f"datasets/first/{ORIGIN}", json.dumps({"images": str(images)}).encode())
     manifest = write_dataset(url / "datasets" / "first", name, entries, classes, meta)
     workspace.files.write_bytes(LATEST, b"datasets/first\n")

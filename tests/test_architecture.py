@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("rfss_core", "tasks", "flows")
 """A package imports from packages before it and from itself."""
-CHAIN = ("imaging", "store", "embedding", "retrieval", "segmentation", "quality", "datasets", "training")
+CHAIN = ("imaging", "store", "embedding", "retrieval", "segmentation", "quality", "datasets", "training", "study")
 """The same inside rfss_core."""
 SHARED = ("errors", "settings", "presets", "digest", "events", "code")
 """Modules of rfss_core that everything may import, and that import only each other."""

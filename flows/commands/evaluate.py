@@ -21,14 +21,16 @@ from flows.options import (
     described,
     filter_of,
 )
-from rfss_core.settings import PresetName, SegmenterName, Strategy, load_settings
+from rfss_core.settings import LabelSettings, PresetName, SegmenterName, Strategy, load_settings
 
 
 def evaluate(
     images: Annotated[str, typer.Option("--images", help=described("images"))],
     labels: Annotated[str, typer.Option("--labels", help=described("labels"))],
     out: Annotated[Path, typer.Option("--out", help="JSON file to write.")],
-    support_slices: Annotated[int, typer.Option("--support-slices", help="Size of the support set.", min=1)] = 50,
+    support_slices: Annotated[
+        int, typer.Option("--support-slices", help="Size of the support set; 0: all.", min=0)
+    ] = 50,
     preset: Annotated[PresetName, typer.Option("--preset", help=described("preset"))] = "tiny",
     k: K = None,
     strategy: Annotated[Strategy, typer.Option("--strategy", help="How support slices are chosen.")] = "dino",
@@ -60,7 +62,7 @@ def evaluate(
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="rfss-evaluate-") as temporary:
-        settings = load_settings(
+        settings: LabelSettings = load_settings(
             {
                 "images": images,
                 "labels": labels,
@@ -71,7 +73,7 @@ def evaluate(
                 "execution": {"executor": executor, "verify": verify},
                 "retrieval": {
                     "strategy": strategy,
-                    "support_slices": support_slices,
+                    "support_slices": support_slices or None,
                     "metadata": metadata,
                     "filter": filter_of(filters, match),
                 },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx
 import typer
 
 from flows.exit_codes import GATE_FAILED
@@ -31,7 +32,7 @@ from flows.options import (
     filter_of,
 )
 from rfss_core.errors import GateError
-from rfss_core.settings import BASELINES, load_settings
+from rfss_core.settings import BASELINES, LabelSettings, load_settings
 
 
 def label(
@@ -58,7 +59,7 @@ def label(
     verbose: Verbose = False,
 ) -> None:
     """Label the images that have no label, measure the quality on held-out patients, register the data set."""
-    settings = load_settings(
+    settings: LabelSettings = load_settings(
         {
             "images": images or None,
             "labels": labels,
@@ -92,7 +93,7 @@ def label(
     start_prefect_server()
     from flows.console import show_summary
     from flows.label_dataset import label_dataset
-    from flows.session import command_session
+    from flows.session import command_session, recorded
     from tasks.summary import read_summary
 
     gate: GateError | None = None
@@ -101,6 +102,9 @@ def label(
             summary = label_dataset(settings)
         except GateError as error:
             gate, summary = error, read_summary(settings.workspace)
+        except httpx.TransportError as error:
+            summary = recorded(settings.workspace, error)
+            gate = GateError("; ".join(summary.gate)) if summary.dataset.status == "rejected" else None
     show_summary(console, summary)
     if gate is not None:
         raise typer.Exit(GATE_FAILED)

@@ -1,6 +1,5 @@
 """Pseudo-label data sets: manifest, loading, export, provenance."""
 
-from rfss_core.datasets.export import export_nifti
 from rfss_core.datasets.loading import check_classes, load, load_many
 from rfss_core.datasets.manifest import DatasetEntry, DatasetManifest, dataset_table, read_dataset, write_dataset
 from rfss_core.datasets.provenance import PROVENANCE_SCHEMA, provenance_table
@@ -15,7 +14,6 @@ __all__ = [
     "PseudoLabelSet",
     "check_classes",
     "dataset_table",
-    "export_nifti",
     "load",
     "load_many",
     "provenance_table",

@@ -153,6 +153,17 @@ def read_series(name: str, files: tuple[Path, ...], settings: ImagingSettings) -
     return np.swapaxes(np.moveaxis(stack, 0, 2), 0, 1), grid
 
 
+def ordered_files(name: str, files: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Return the files of a series in the order of the slices of :func:`read_series`.
+
+    Raises:
+        UnreadableImageError: a file is damaged.
+        GeometryError: positions or orientations that do not belong together.
+    """
+    slices, _ = _place(name, [_Slice(path, _read(path, _GEOMETRY, pixels=False)) for path in files])
+    return tuple(item.path for item in slices)
+
+
 class _Slice:
     """The geometry of one file."""
 

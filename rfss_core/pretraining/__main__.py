@@ -59,7 +59,10 @@ def train_model(
     size: Annotated[int | None, typer.Option(help="Pixels a side. Default: 128 for SAM 2, 112 for DINOv2.")] = None,
     groups: Annotated[int, typer.Option(help="Groups (tasks) in a step.")] = 4,
     members: Annotated[int, typer.Option(help="Images in a group.")] = 8,
-    horizon: Annotated[int, typer.Option(help="Step at which the cosine ends.")] = 20000,
+    horizon: Annotated[int, typer.Option(help="Step at which the cosine ends; 0: when --minutes are over.")] = 20000,
+    start: Annotated[
+        Path | None, typer.Option(help="Folder in the hub's format to start from. Default: structure alone.")
+    ] = None,
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 4e-4,
     warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = 100,
     ema: Annotated[float, typer.Option(help="Decay of the averaged weights.")] = 0.998,
@@ -73,7 +76,8 @@ def train_model(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = TrainingSettings(
         device=device, autocast=device == "cuda" if autocast is None else autocast,
-        size=size or (128 if kind == "sam2" else 112), groups=groups, members=members, horizon=horizon,
+        size=size or (128 if kind == "sam2" else 112), groups=groups, members=members, horizon=horizon or None,
+        start=None if start is None else str(start),
         learning_rate=rate, warmup=warmup, ema=ema, seed=seed, workers=workers,
     )  # fmt: skip
     folder = run or RUNS / kind

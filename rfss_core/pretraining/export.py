@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ def export(run: Path, folder: Path, size: int | None = None) -> Path:
         "steps": checkpoint.step,
         "training_size": checkpoint.settings["size"],
         "training_minutes": round(checkpoint.seconds / 60, 1),
+        "device": checkpoint.settings["device"],
+        "started_from": _before(checkpoint.settings.get("start")),
         "data": [*sorted({source.split_set for source in SOURCES}), "synthetic"],
         "date": date.today().isoformat(),  # noqa: DTZ011
         "licence": LICENCE,
@@ -81,3 +84,11 @@ def export(run: Path, folder: Path, size: int | None = None) -> Path:
     temporary.chmod(0o644)
     temporary.replace(target)
     return target
+
+
+def _before(start: str | None) -> dict[str, Any] | None:
+    """Return what the weights that a training started from say of themselves."""
+    if start is None:
+        return None
+    said: dict[str, Any] = json.loads((Path(start) / "config.json").read_text(encoding="utf-8")).get("rfss", {})
+    return {name: said[name] for name in ("steps", "training_minutes", "date", "started_from") if name in said}

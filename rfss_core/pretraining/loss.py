@@ -76,7 +76,9 @@ def in_context_loss(
     side = int(tokens**0.5)
     coarse = functional.adaptive_avg_pool2d(masks[:, None], (side, side)).view(count, 1, tokens)
     label = answer.propagated.float().clamp(1e-3, 1 - 1e-3)
-    propagation = functional.binary_cross_entropy(label, coarse.expand_as(label))
+    # CUDA's autocast refuses this loss, float32 or not.
+    with torch.autocast(label.device.type, enabled=False):
+        propagation = functional.binary_cross_entropy(label, coarse.float().expand_as(label))
 
     total = (
         mask_loss.mean()

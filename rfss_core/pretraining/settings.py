@@ -18,7 +18,10 @@ class TrainingSettings(BaseModel):
     learning_rate: float = Field(4e-4, gt=0, description="Peak of the schedule (AdamW).")
     weight_decay: float = Field(0.02, ge=0, description="Of matrices; vectors have none.")
     warmup: int = Field(200, ge=0, description="Steps of linear warm-up.")
-    horizon: int = Field(20000, ge=1, description="Step at which the cosine reaches its floor of 2 % of the peak.")
+    horizon: int | None = Field(
+        20000, ge=1, description="Step at which the cosine reaches its floor of 2 % of the peak; None: when time is up."
+    )
+    start: str | None = Field(None, description="Folder in the hub's format whose weights a new training starts from.")
     ema: float = Field(0.998, ge=0, lt=1, description="Decay of the averaged weights, which are what is exported.")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of weights, tasks and draws.")

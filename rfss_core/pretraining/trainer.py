@@ -13,10 +13,12 @@ from typing import Protocol
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from rfss_core.errors import ModelError, SettingsError
 from rfss_core.pretraining.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from rfss_core.pretraining.settings import TrainingSettings
 
@@ -49,12 +51,19 @@ class _Indices(Sampler[int]):
             index += 1
 
 
-def learning_rate(step: int, settings: TrainingSettings) -> float:
-    """Return the rate of a step: linear warm-up, then a cosine down to ``FLOOR`` at the horizon."""
+def learning_rate(step: int, settings: TrainingSettings, elapsed: float = 0.0) -> float:
+    """Return the rate of a step: linear warm-up, then a cosine down to ``FLOOR`` at the horizon.
+
+    Args:
+        step: steps so far.
+        settings: of the training.
+        elapsed: share of the sitting's time that is over; it drives the cosine where there is no horizon.
+    """
     if step < settings.warmup:
         return settings.learning_rate * (step + 1) / settings.warmup
-    progress = min(1.0, (step - settings.warmup) / max(1, settings.horizon - settings.warmup))
-    return settings.learning_rate * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress)))
+    if settings.horizon is not None:
+        elapsed = (step - settings.warmup) / max(1, settings.horizon - settings.warmup)
+    return settings.learning_rate * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, elapsed))))
 
 
 def train(
@@ -80,8 +89,16 @@ def train(
 
     Returns:
         The last checkpoint, which is on disk too.
+
+    Raises:
+        SettingsError: neither a horizon nor an end in time.
+        ModelError: the weights to start from are of another architecture.
     """
+    if settings.horizon is None and minutes is None:
+        raise SettingsError("a training without a horizon needs an end in time: give --minutes, or --horizon STEPS")
     device = torch.device(settings.device)
+    if settings.start is not None:
+        start_from(objective.model, Path(settings.start))
     model = objective.model.to(device).train()
     optimizer = _optimizer(model, settings)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -92,7 +109,7 @@ def train(
         optimizer.load_state_dict(checkpoint.optimizer)
         average = {name: value.to(device) for name, value in checkpoint.average.items()}
         step, groups_seen, spent = checkpoint.step, checkpoint.groups_seen, checkpoint.seconds
-    last = min(settings.horizon, steps if steps is not None else settings.horizon)
+    last = min([value for value in (settings.horizon, steps) if value is not None], default=None)
     batches = iter(
         DataLoader(
             data,
@@ -123,9 +140,9 @@ def train(
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task(objective.kind, total=last, completed=step)
-        while step < last and (minutes is None or time.monotonic() - started < 60 * minutes):
+        while (last is None or step < last) and (minutes is None or time.monotonic() - started < 60 * minutes):
             batch = {name: value.to(device, non_blocking=True) for name, value in next(batches).items()}
-            rate = learning_rate(step, settings)
+            rate = learning_rate(step, settings, (time.monotonic() - started) / (60 * minutes) if minutes else 0.0)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
@@ -153,6 +170,22 @@ def train(
     final = snapshot()
     save_checkpoint(folder, final)
     return final
+
+
+def start_from(model: nn.Module, folder: Path) -> None:
+    """Give a model the weights of a folder in the hub's format.
+
+    Raises:
+        ModelError: there are none, or they are of another architecture.
+    """
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        raise ModelError(f"no {file} to start from; name a folder that `export` wrote")
+    found = {name: value.float() for name, value in load_file(file).items()}
+    try:
+        model.load_state_dict(found)
+    except RuntimeError as error:
+        raise ModelError(f"{file} does not fit this model: {error}; start from weights of the same config") from error
 
 
 def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:

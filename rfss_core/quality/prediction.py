@@ -49,7 +49,8 @@ class QualityPrediction:
     spearman: float | None = None
     """Spearman's rank correlation of predicted and true Dice; ``None`` where predictions do not vary."""
     coverage: float | None = None
-    """Share of patients' cases whose true Dice reaches the lower bound, by cross-validation over patients."""
+    """Share of patients' cases whose true Dice reaches the lower bound, by cross-validation over patients; ``None``
+    where so few are left that the cross-validated bounds are 0, which every Dice reaches."""
     predicted: dict[str, float | None] = field(default_factory=dict)
     """Predicted Dice of each unlabelled case; ``None`` where nothing can be said."""
     lower: dict[str, float | None] = field(default_factory=dict)
@@ -127,7 +128,7 @@ def predict_quality(
         mae=float(weights @ np.abs(out - dice)),
         baseline_mae=float(weights @ np.abs(calibrated.baseline - dice)),
         spearman=spearman(out, dice),
-        coverage=float(weights @ (dice >= low)),
+        coverage=float(weights @ (dice >= low)) if low.any() else None,
         predicted=predicted,
         lower=lower,
         points=tuple(
@@ -135,10 +136,7 @@ def predict_quality(
             for case, p, b in zip(usable, out, low, strict=True)
         ),
         patients=patients,
-        note=""
-        if patients >= limit - 1e-9
-        else f"{patients} calibration patients are too few for a lower bound at confidence {settings.confidence:g} "
-        f"(about {limit:.0f} are needed): it is 0, so nothing is accepted unseen",
+        note=_limit(patients, limit, settings),
         worth=signal_worth(names, features, dice, calibrated.folds) if with_worth else (),
     )
 
@@ -165,6 +163,20 @@ def _obstacle(cases: Sequence[CalibrationCase], patients: int, names: Sequence[s
         return "all held-out cases have the same Dice, so there is nothing to learn a prediction from"
     if not names:
         return "no signal varies over the held-out cases, so there is nothing to predict quality from"
+    return ""
+
+
+def _limit(patients: int, needed: float, settings: QualitySettings) -> str:
+    if patients < needed - 1e-9:
+        return (
+            f"{patients} calibration patients are too few for a lower bound at confidence {settings.confidence:g} "
+            f"(about {needed:.0f} are needed): it is 0, so nothing is accepted unseen"
+        )
+    if patients - 1 < needed - 1e-9:
+        return (
+            f"{patients} calibration patients are just enough for a lower bound at confidence {settings.confidence:g}; "
+            "where one is left out to check it, the others are not, so how often it holds could not be measured"
+        )
     return ""
 
 

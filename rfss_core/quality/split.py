@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rfss_core.digest import digest_bytes
-from rfss_core.errors import InputError, SettingsError
+from rfss_core.errors import InputError, LeakError, SettingsError
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,18 @@ class Split:
     """Patients whose labelled slices may be retrieved."""
     held_out: frozenset[str]
     """Patients on whom quality is measured; never in the support set of a measurement."""
+
+    def __post_init__(self) -> None:
+        """Refuse a patient on both sides.
+
+        Raises:
+            LeakError: there is one.
+        """
+        if both := sorted(self.support & self.held_out):
+            raise LeakError(
+                f"patient '{both[0]}' is on both sides of a split ({len(both)} patients are); make splits with "
+                "split_patients or choose_patients"
+            )
 
 
 def split_patients(patients: Sequence[str], held_out: float, seed: int) -> Split:
@@ -49,6 +61,48 @@ def split_patients(patients: Sequence[str], held_out: float, seed: int) -> Split
     ranked = sorted(unique, key=lambda patient: (digest_bytes(f"{seed}\0{patient}".encode()), patient))
     count = min(max(round(held_out * len(ranked)), 1), len(ranked) - 1)
     return Split(support=frozenset(ranked[count:]), held_out=frozenset(ranked[:count]))
+
+
+def choose_patients(
+    patients: Sequence[str],
+    held_out: float,
+    seed: int,
+    test_patients: int | None = None,
+    support_patients: int | None = None,
+) -> Split:
+    """Choose test patients and, among the others, those that the support set comes from.
+
+    The test patients depend on the labelled patients, their number and the seed alone: methods and support sets of any
+    size are measured on the same ones. Of one seed a smaller support set's patients are among a larger one's.
+
+    Args:
+        patients: patient of each labelled case; repetitions are welcome.
+        held_out: share of the patients to measure on where ``test_patients`` is None.
+        seed: seed of both choices.
+        test_patients: patients to measure on.
+        support_patients: patients of the support set. Default: all others.
+
+    Returns:
+        The split; with ``support_patients`` some patients are on neither side.
+
+    Raises:
+        SettingsError: more patients were asked for than are labelled.
+        InputError: there are fewer than 2 labelled patients.
+    """
+    known = len(set(patients))
+    wanted = (test_patients or 1) + (support_patients or 1)
+    if wanted > known:
+        raise SettingsError(
+            f"{test_patients or 1} test and {support_patients or 1} support patients need {wanted} labelled patients, "
+            f"but {known} were found; ask for fewer, or check --patient-pattern"
+        )
+    share = held_out if test_patients is None else test_patients / known
+    split = split_patients(patients, share, seed)
+    if support_patients is None or support_patients >= len(split.support):
+        return split
+    others = sorted(split.support)
+    drawn = split_patients(others, support_patients / len(others), seed)
+    return Split(support=drawn.held_out, held_out=split.held_out)
 
 
 def with_reviewed(split: Split, patients: Sequence[str]) -> Split:

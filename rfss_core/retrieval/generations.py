@@ -87,7 +87,8 @@ class Tuning(_Part):
     target: float
     queries: int
     """Stored vectors that recall was measured on; rows of their groups were no neighbours."""
-    factor: int
+    # An int stays one, as it stands in a manifest's digest.
+    factor: int | float
     """Candidates of a query, in multiples of k, that are measured again from the stored vectors."""
     levels: tuple[Probing, ...]
     """By falling share; the first is the unfiltered search."""

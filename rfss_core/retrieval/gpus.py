@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 MOST_NEIGHBOURS = 2048
-"""FAISS's GPU selection returns no more than this."""
+"""FAISS's GPU selection returns no more than this: neighbours, and lists to search."""
 
 
 def gpu_count() -> int:
@@ -21,12 +21,16 @@ def gpu_count() -> int:
 def on_gpus(index: Any) -> Any:
     """Return a copy of a FAISS index on one GPU, or spread over all of them where there are several.
 
-    Vectors are stored as they are (no float16), so distances equal the CPU's up to rounding.
+    Vectors are stored as they are (no float16), so distances equal the CPU's up to rounding, but for product
+    quantisers, whose tables of a query fit into a GPU's shared memory only as float16.
     """
     import faiss
 
-    if gpu_count() == 1:
-        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
-    options = faiss.GpuMultipleClonerOptions()
+    library: Any = faiss
+    single = gpu_count() == 1
+    options = library.GpuClonerOptions() if single else library.GpuMultipleClonerOptions()
+    options.useFloat16LookupTables = isinstance(index, faiss.IndexIVFPQ)
+    if single:
+        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index, options)
     options.shard = True
     return faiss.index_cpu_to_all_gpus(index, co=options)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rfss_core.errors import SupportError
+from rfss_core.retrieval.gpus import MOST_NEIGHBOURS, gpu_count, on_gpus
 
 Vectors = npt.NDArray[np.float32]
 """L2-normalised float32 [N, D]."""
@@ -58,12 +59,14 @@ class FlatIndex:
     Args:
         vectors: L2-normalised float32 [N, D], as :func:`rfss_core.retrieval.vectors.unit_vectors` returns them.
         threads: FAISS's threads in this process; None leaves them as they are.
+        gpu: search on GPUs where faiss-gpu sees any; filtered searches stay on the CPU, since FAISS's GPU indexes take
+            no selector.
 
     Raises:
         SupportError: no vectors.
     """
 
-    def __init__(self, vectors: Vectors, threads: int | None = None) -> None:
+    def __init__(self, vectors: Vectors, threads: int | None = None, gpu: bool = False) -> None:
         import faiss  # a library user who only builds support sets needs no FAISS
 
         if vectors.ndim != 2 or vectors.size == 0:
@@ -73,6 +76,7 @@ class FlatIndex:
         self._vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         self._index: Any = faiss.IndexFlatL2(int(vectors.shape[1]))
         self._index.add(self._vectors)
+        self._on_gpus = on_gpus(self._index) if gpu and gpu_count() else None
 
     @property
     def size(self) -> int:
@@ -114,7 +118,10 @@ class FlatIndex:
         # One more than k shows whether the k-th distance is tied with the next.
         width = min(k + 1, rows)
         while True:
-            rough, found = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), width, params=params)
+            index = self._index
+            if self._on_gpus is not None and params is None and width <= MOST_NEIGHBOURS:
+                index = self._on_gpus
+            rough, found = index.search(np.ascontiguousarray(queries, dtype=np.float32), width, params=params)
             if width == rows or not np.any(rough[:, width - 1] <= rough[:, k - 1] + ROUNDING):
                 return self._ordered(queries, found, k)
             width = min(2 * width, rows)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from rfss_core.errors import PixelError, SettingsError, SupportError, TooFewSupportsError
 from rfss_core.retrieval.filter import Metadata, SupportFilter
 from rfss_core.retrieval.index import FlatIndex, VectorIndex
+from rfss_core.retrieval.index_plan import EXACT_BELOW
 from rfss_core.retrieval.neighbours import Neighbours
 from rfss_core.retrieval.strategies import QueryGroup, Strategy, load_strategy
 from rfss_core.retrieval.support import SupportSet
@@ -34,6 +35,7 @@ class Retriever:
         seed: seed of the random draws.
         threads: FAISS's threads in this process; None leaves them as they are.
         index: of the support set's embeddings, row for row. Default: exact search.
+        gpu: search exactly on GPUs where faiss-gpu sees any and the support set is large.
 
     Raises:
         SupportError: the support set lacks embeddings (without an index) or patch tokens, or the index is not its own.
@@ -47,11 +49,12 @@ class Retriever:
         seed: int = 0,
         threads: int | None = None,
         index: VectorIndex | None = None,
+        gpu: bool = False,
     ) -> None:
         if index is None:
             if support.embeddings is None:
                 raise SupportError("the support set has no embeddings; add them with with_embeddings(embedder.embed())")
-            index = FlatIndex(support.embeddings, threads)
+            index = FlatIndex(support.embeddings, threads, gpu and len(support) >= EXACT_BELOW)
         self._index = index
         if self._index.size != len(support):
             raise SupportError(

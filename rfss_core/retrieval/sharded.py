@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,28 @@ from rfss_core.retrieval.vectors import unit_vectors
 from rfss_core.settings.index import IndexSettings
 
 _AT_ONCE = 256
-"""Queries whose candidates are measured while FAISS searches for the next ones'."""
+"""Queries that one thread looks for together."""
+_ASSIGNED = 4096
+"""Queries whose lists are chosen together."""
+_OVER_QUERIES = 3
+"""FAISS's ``parallel_mode`` in which threads share the queries of a search whose lists are given; else one works."""
 
-_Part = tuple[npt.NDArray[np.int64], int, int]
-"""Queries, lists to search, candidates wanted of each."""
+
+@dataclass(frozen=True)
+class _Part:
+    """Queries that are looked for together."""
+
+    members: npt.NDArray[np.int64]
+    """Their numbers among all that were asked."""
+    queries: Vectors
+    lists: int
+    """Lists to search for each."""
+    width: int
+    """Candidates wanted of each."""
+    near: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None
+    """The lists and their distances, [n, lists]; None: FAISS's GPU index chooses them."""
+
+
 _Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 """FAISS's distances and rows."""
 
@@ -70,6 +89,7 @@ class ShardedIndex:
         self._lists = open_lists(self.generation, generations, full, self._index.code_size)
         self._index.replace_invlists(self._lists.lists, False)
         self._index.ntotal = self.generation.rows
+        self._index.parallel_mode = _OVER_QUERIES
         self._coarse = CoarseQuantizer(centroids_of(self._index), self._index.quantizer)
         paths = [generations.path(shard.vectors, full) for shard in shards]
         self.vectors = StoredVectors(paths, [shard.rows for shard in shards], self.dim)
@@ -131,7 +151,7 @@ class ShardedIndex:
         k: int,
         allowed: npt.NDArray[np.bool_] | None,
         nprobe: int,
-        factor: int | None = None,
+        factor: float | None = None,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Search so many inverted lists: what :meth:`search` does, with its choices made by the caller (tuning).
 
@@ -150,75 +170,84 @@ class ShardedIndex:
         selector = None
         if allowed is not None:
             selector = self._faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-        wanted = k * (factor or self.tuning.factor)
+        wanted = math.ceil(k * (factor or self.tuning.factor))
         indices = np.empty((len(queries), k), dtype=np.int64)
         distances = np.empty((len(queries), k), dtype=np.float32)
-        lists = min(nprobe, self._coarse.nlist)
-        pending = deque(
-            (np.arange(first, min(first + _AT_ONCE, len(queries))), lists, wanted + 1)
-            for first in range(0, len(queries), _AT_ONCE)
-        )
+        nlist = self._coarse.nlist
 
-        def look(part: _Part) -> _Found:
-            return self._candidates(queries[part[0]], part[1], part[2], selector)
-
-        for (members, lists, width), (rough, found) in self._ahead(pending, look):
+        def settle(part: _Part) -> list[_Part]:
+            """Answer the queries of a part that can be; return parts for the others."""
+            rough, found = self._candidates(part, selector)
             # One more candidate than wanted shows whether the last one is tied with the next.
             full = found[:, -1] >= 0
             tied = full & (rough[:, -1] <= rough[:, wanted - 1] + ROUNDING)
-            short = (np.count_nonzero(found >= 0, axis=1) < k) & (lists < self._coarse.nlist)
-            if tied.any():
-                pending.append((members[tied], lists, 2 * width))
-            if short.any():
-                pending.append((members[short], min(2 * lists, self._coarse.nlist), width))
+            short = (np.count_nonzero(found >= 0, axis=1) < k) & (part.lists < nlist)
             settled = ~tied & ~short
-            done = members[settled]
+            done = part.members[settled]
             if done.size:
                 indices[done], distances[done] = nearest_candidates(
                     self.vectors,
-                    queries[done],
+                    part.queries[settled],
                     found[settled],
                     # What the lists hold is what was given, up to rounding, unless they quantise.
                     rough[settled] if self._exact_lists else None,
                     k,
                 )
+            again = self._parts(queries, part.members[tied], part.lists, 2 * part.width, selector)
+            return again + self._parts(queries, part.members[short], min(2 * part.lists, nlist), part.width, selector)
+
+        parts = self._parts(queries, np.arange(len(queries)), min(nprobe, nlist), wanted + 1, selector)
+        while parts:
+            parts = [more for left in self._each(settle, parts) for more in left]
         return indices, distances
 
-    def _ahead(self, pending: deque[_Part], look: Callable[[_Part], _Found]) -> Iterator[tuple[_Part, _Found]]:
-        """Yield parts with what was found, while FAISS looks for the next one's; the caller may add parts."""
-        if len(pending) == 1:
-            while pending:
-                part = pending.popleft()
-                yield part, look(part)
-            return
-        # A thread begins with FAISS's own number of threads, not with the caller's.
-        threads = self._faiss.omp_get_max_threads()
-        with ThreadPoolExecutor(1, initializer=self._faiss.omp_set_num_threads, initargs=(threads,)) as pool:
-            coming: tuple[_Part, Future[_Found]] | None = None
-            while pending or coming is not None:
-                looked = coming
-                coming = None
-                if pending:
-                    part = pending.popleft()
-                    coming = (part, pool.submit(look, part))
-                if looked is not None:
-                    yield looked[0], looked[1].result()
+    def _parts(
+        self, queries: Vectors, members: npt.NDArray[np.int64], lists: int, width: int, selector: Any
+    ) -> list[_Part]:
+        """Cut queries into what is looked for together, with their nearest lists."""
+        parts: list[_Part] = []
+        for first in range(0, len(members), _ASSIGNED):
+            block = members[first : first + _ASSIGNED]
+            asked = queries[block]
+            if self._searched_on_gpus(lists, width, selector):
+                parts.append(_Part(block, asked, lists, width, None))
+                continue
+            # All at once: FAISS multiplies matrices only from some hundred queries on.
+            near, far = self._coarse.nearest(asked, lists)
+            for at in range(0, len(block), _AT_ONCE):
+                some = slice(at, at + _AT_ONCE)
+                parts.append(_Part(block[some], asked[some], lists, width, (near[some], far[some])))
+        return parts
 
-    def _candidates(self, queries: Vectors, nprobe: int, width: int, selector: Any) -> _Found:
+    def _each(self, settle: Callable[[_Part], list[_Part]], parts: list[_Part]) -> list[list[_Part]]:
+        """Settle parts side by side, each in one thread: while one measures in Python, another's lists are read."""
+        threads = min(self._faiss.omp_get_max_threads(), len(parts))
+        # FAISS's GPU indexes share their scratch memory: one search at a time.
+        if threads == 1 or any(part.near is None for part in parts):
+            return [settle(part) for part in parts]
+        with ThreadPoolExecutor(threads, initializer=self._faiss.omp_set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(settle, parts))
+
+    def _searched_on_gpus(self, lists: int, width: int, selector: Any) -> bool:
+        return self._on_gpus is not None and selector is None and max(lists, width) <= MOST_NEIGHBOURS
+
+    def _candidates(self, part: _Part, selector: Any) -> _Found:
         """Return FAISS's distances [n, width], rising, and rows [n, width]; -1 where the lists hold no more."""
-        params = self._faiss.SearchParametersIVF(nprobe=nprobe, sel=selector)
-        if self._on_gpus is not None and selector is None and width <= MOST_NEIGHBOURS:
-            rough, found = self._on_gpus.search(queries, width, params=params)
+        params = self._faiss.SearchParametersIVF(nprobe=part.lists, sel=selector)
+        if part.near is None and self._on_gpus is not None:
+            rough, found = self._on_gpus.search(part.queries, part.width, params=params)
             return rough, found
-        lists, near = self._coarse.nearest(queries, nprobe)
-        rough = np.empty((len(queries), width), dtype=np.float32)
-        found = np.empty((len(queries), width), dtype=np.int64)
+        lists, near = (
+            np.ascontiguousarray(each) for each in part.near or self._coarse.nearest(part.queries, part.lists)
+        )
+        rough = np.empty((len(part.queries), part.width), dtype=np.float32)
+        found = np.empty((len(part.queries), part.width), dtype=np.int64)
         pointer = self._faiss.swig_ptr
         # FAISS's own Python wrapper of this call takes no selector.
         self._index.search_preassigned_c(
-            len(queries),
-            pointer(queries),
-            width,
+            len(part.queries),
+            pointer(part.queries),
+            part.width,
             pointer(lists),
             pointer(near),
             pointer(rough),

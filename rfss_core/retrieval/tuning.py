@@ -18,7 +18,11 @@ from rfss_core.settings.index import IndexKind, IndexSettings
 
 SHARES = (1.0, 0.5, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 """Shares of the rows that a filter leaves, for each of which the number of lists is tuned."""
-_FACTORS: dict[IndexKind, tuple[int, ...]] = {"ivf-flat": (1,), "ivf-sq8": (8, 4, 2), "ivf-pq": (64, 32, 16, 8, 4)}
+_FACTORS: dict[IndexKind, tuple[int | float, ...]] = {
+    "ivf-flat": (1,),
+    "ivf-sq8": (8, 4, 2, 1.25),
+    "ivf-pq": (64, 32, 16, 8, 4),
+}
 _QUERIES_A_GROUP = 8
 _RUN = 64
 """Consecutive rows that a filter of runs keeps or drops together, as filters on patients do."""
@@ -35,7 +39,7 @@ class _Trial:
     allowed: Mask
     truth: Rows
 
-    def recall(self, index: ShardedIndex, nprobe: int, factor: int) -> npt.NDArray[np.float64]:
+    def recall(self, index: ShardedIndex, nprobe: int, factor: float) -> npt.NDArray[np.float64]:
         """Return the share of the true neighbours that each query finds, float64 [n]."""
         found, _ = index.probe(self.queries, self.truth.shape[1], self.allowed, nprobe, factor)
         return np.asarray((found[:, :, None] == self.truth[:, None, :]).any(axis=2).mean(axis=1), dtype=np.float64)
@@ -110,11 +114,11 @@ def tune(index: ShardedIndex, k: int, settings: IndexSettings, threads: int | No
                 truth = nearest_among(index.vectors, queries, k, allowed, threads)[0]
                 trials.append(_Trial(queries, allowed, truth))
 
-        def recall(nprobe: int, factor: int, trials: list[_Trial] = trials) -> npt.NDArray[np.float64]:
+        def recall(nprobe: int, factor: float, trials: list[_Trial] = trials) -> npt.NDArray[np.float64]:
             found = [trial.recall(index, nprobe, factor) for trial in trials]
             return min(found, key=lambda each: float(each.mean()))
 
-        def enough(nprobe: int, factor: int, recall: Callable[..., npt.NDArray[np.float64]] = recall) -> float | None:
+        def enough(nprobe: int, factor: float, recall: Callable[..., npt.NDArray[np.float64]] = recall) -> float | None:
             found = recall(nprobe, factor)
             chosen, measured = found[choosing], float(found[measuring].mean())
             error = float(chosen.std()) / math.sqrt(len(chosen))
@@ -133,9 +137,9 @@ def tune(index: ShardedIndex, k: int, settings: IndexSettings, threads: int | No
 
 
 def _lists(
-    enough: Callable[[int, int], float | None], nlist: int, factor: int, fixed: int | None
+    enough: Callable[[int, float], float | None], nlist: int, factor: float, fixed: int | None
 ) -> tuple[int, float | None]:
-    """Return the least number of lists that is enough, to a quarter of itself, and the recall measured there."""
+    """Return the least number of lists that is enough, to an eighth of itself, and the recall measured there."""
     if fixed is not None:
         return min(fixed, nlist), enough(min(fixed, nlist), factor)
     low, high = 0, 1
@@ -143,7 +147,7 @@ def _lists(
         if high == nlist:
             return nlist, None
         low, high = high, min(2 * high, nlist)
-    while high - low > max(1, low // 4):
+    while high - low > max(1, low // 8):
         middle = (low + high) // 2
         found = enough(middle, factor)
         if found is None:

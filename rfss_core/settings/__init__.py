@@ -8,15 +8,19 @@ returns just those.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from rfss_core.errors import InputNotFoundError, SettingsError
+from rfss_core.settings.alerts import AlertSettings as AlertSettings
 from rfss_core.settings.base import SettingsModel
 from rfss_core.settings.embedding import EmbeddingSettings as EmbeddingSettings
 from rfss_core.settings.execution import ExecutionSettings as ExecutionSettings
+from rfss_core.settings.export import ExportedDecision as ExportedDecision
+from rfss_core.settings.export import ExportFormat as ExportFormat
+from rfss_core.settings.export import ExportSettings as ExportSettings
 from rfss_core.settings.imaging import ImagingSettings as ImagingSettings
 from rfss_core.settings.index import PLACING
 from rfss_core.settings.index import IndexSettings as IndexSettings
@@ -34,6 +38,8 @@ from rfss_core.settings.segmentation import SegmenterName as SegmenterName
 from rfss_core.settings.segmentation import SupportMaskMode as SupportMaskMode
 from rfss_core.settings.selection import Objective as Objective
 from rfss_core.settings.selection import SelectionSettings as SelectionSettings
+from rfss_core.settings.student import ArchitectureName as ArchitectureName
+from rfss_core.settings.student import StudentSettings as StudentSettings
 from rfss_core.settings.training import SupervisedSettings as SupervisedSettings
 
 PresetName = Literal["tiny", "fast", "paper", "best"]
@@ -44,7 +50,10 @@ class LabelSettings(SettingsModel):
 
     images: str = Field(description="Folder or glob of images: NIfTI, DICOM series, PNG, TIFF, JPEG.")
     labels: str = Field(description="Folder or glob of label maps whose names pair with the images'.")
-    workspace: str = Field(description="Folder or fsspec URL that holds everything of this labelling project.")
+    workspace: str = Field(
+        description="Folder or fsspec URL that holds everything of this labelling project. block://NAME/PATH: the "
+        "place PATH below the store that the Prefect block NAME (of type RFSS store) describes, with its credentials."
+    )
     preset: PresetName = Field("tiny", description="Named pair of models and settings.")
     k: int | None = Field(None, ge=1, le=256, description="Support slices retrieved per query. Default: the preset's.")
     held_out: float = Field(
@@ -79,11 +88,24 @@ class LabelSettings(SettingsModel):
     selection: SelectionSettings = Field(
         default_factory=SelectionSettings, description="Which slices `rfss select` names to be labelled next."
     )
+    alerts: AlertSettings = Field(
+        default_factory=AlertSettings, description="When a run tells Prefect that quality drifts."
+    )
     execution: ExecutionSettings = Field(default_factory=ExecutionSettings, description="Where chunks run.")
 
     def scientific(self) -> dict[str, Any]:
         """Return the settings that can change a pseudo-label, as plain JSON types (part of the fingerprint)."""
-        places = ["images", "labels", "workspace", "dataset", "quality", "promotion", "selection", "execution"]
+        places = [
+            "images",
+            "labels",
+            "workspace",
+            "dataset",
+            "quality",
+            "promotion",
+            "selection",
+            "alerts",
+            "execution",
+        ]
         if self.segmentation.segmenter not in SUPERVISED:
             places.append("training")
         caches = {"host_cache_mb", "device_cache_mb"}
@@ -101,15 +123,26 @@ class SelectSettings(LabelSettings):
     workspace: str = Field("", description="Folder or fsspec URL that keeps embeddings for later runs.")
 
 
+Settings = TypeVar("Settings", bound=SettingsModel)
+
+
+@overload
+def load_settings(overrides: dict[str, Any], config: Path | None = None) -> LabelSettings: ...
+
+
+@overload
+def load_settings(overrides: dict[str, Any], config: Path | None, model: type[Settings]) -> Settings: ...
+
+
 def load_settings(
-    overrides: dict[str, Any], config: Path | None = None, model: type[LabelSettings] = LabelSettings
-) -> LabelSettings:
+    overrides: dict[str, Any], config: Path | None = None, model: type[BaseModel] = LabelSettings
+) -> BaseModel:
     """Merge a YAML file with overrides (which win) into validated settings.
 
     Args:
         overrides: nested dictionary of settings given explicitly; ``None`` values are ignored.
-        config: YAML file with the fields of :class:`LabelSettings`.
-        model: of a flow that asks for less.
+        config: YAML file with the fields of the model.
+        model: of another flow.
 
     Returns:
         The validated settings.
@@ -118,24 +151,35 @@ def load_settings(
         InputNotFoundError: the YAML file does not exist.
         SettingsError: a value is out of bounds, unknown or missing; the message lists each.
     """
-    merged: dict[str, Any] = {}
-    if config is not None:
-        if not config.is_file():
-            raise InputNotFoundError(f"configuration file '{config}' does not exist; check --config")
-        try:
-            loaded = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise SettingsError(f"configuration file '{config}' is not valid YAML: {error}") from error
-        if not isinstance(loaded, dict):
-            raise SettingsError(
-                f"configuration file '{config}' must hold a mapping of settings, not a {type(loaded).__name__}"
-            )
-        merged = loaded
+    merged = {} if config is None else read_mapping(config, "configuration file", "check --config")
     _merge(merged, overrides)
     try:
         return model.model_validate(merged)
     except ValidationError as error:
         raise SettingsError(readable(error)) from error
+
+
+def read_mapping(path: Path, what: str, advice: str = "check the path") -> dict[str, Any]:
+    """Read a YAML file that holds a mapping; an empty file is an empty one.
+
+    Args:
+        path: the file.
+        what: noun for messages.
+        advice: for whoever named a file that does not exist.
+
+    Raises:
+        InputNotFoundError: the file does not exist.
+        SettingsError: it is not YAML, or holds something else.
+    """
+    if not path.is_file():
+        raise InputNotFoundError(f"{what} '{path}' does not exist; {advice}")
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{what} '{path}' is not valid YAML: {error}") from error
+    if not isinstance(loaded, dict):
+        raise SettingsError(f"{what} '{path}' must hold a mapping of settings, not a {type(loaded).__name__}")
+    return loaded
 
 
 def readable(error: ValidationError) -> str:

@@ -16,7 +16,7 @@ class ImagingSettings(SettingsModel):
     patient_pattern: str | None = Field(
         None,
         description="Regular expression that finds the patient in a file name (first group, else whole match). "
-        "Default: BIDS sub-<id>, else patient<digits>, else the whole name. DICOM uses PatientID.",
+        "Default: BIDS sub-ID, else patientNNN, else the whole name. DICOM uses PatientID.",
     )
     slice_axis: Literal["auto", 0, 1, 2] = Field(
         "auto",

@@ -8,8 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from rfss_core.settings.base import SettingsModel
 
-SegmenterName = Literal["sam2-memory", "sam2-points", "label-fusion", "unet"]
-SUPERVISED: frozenset[SegmenterName] = frozenset({"unet"})
+SegmenterName = Literal["sam2-memory", "sam2-points", "label-fusion", "unet", "swin-unetr", "segformer"]
+SUPERVISED: frozenset[SegmenterName] = frozenset({"unet", "swin-unetr", "segformer"})
 """Segmenters that are trained on the support set before they segment."""
 BASELINES: frozenset[SegmenterName] = SUPERVISED | {"sam2-points"}
 """Segmenters that are measured and never label: they read the ground truth, or do not use what was retrieved."""
@@ -23,7 +23,8 @@ class SegmentationSettings(SettingsModel):
     segmenter: SegmenterName = Field(
         "sam2-memory",
         description="sam2-memory: SAM 2 memory attention. label-fusion: vote of the retrieved masks. "
-        "Only to be measured: sam2-points (SAM 2 prompted from the ground truth), unet (trained on the support set).",
+        "Only to be measured: sam2-points (SAM 2 prompted from the ground truth), unet, swin-unetr and segformer "
+        "(trained on the support set).",
     )
     points: tuple[int, int] | None = Field(
         None,
@@ -79,7 +80,9 @@ class SegmentationSettings(SettingsModel):
         2048, ge=0, description="Memories kept on the accelerator, and reduced ones on any device, MiB."
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Arithmetic of the models.")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>. auto takes CUDA where there is one.")
+    device: str = Field(
+        "auto", description="auto, cpu, cuda or cuda:0, cuda:1 and so on. auto takes CUDA where there is one."
+    )
     compile: bool = Field(
         False,
         description="Compile the image encoder and parts of the attention (torch.compile): the first slices take "

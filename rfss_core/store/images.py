@@ -200,6 +200,11 @@ class StoredCase:
         return int(z), int(height), int(width)
 
     @property
+    def in_colour(self) -> bool:
+        """Whether the image has three colours."""
+        return self._pixels.ndim == 4
+
+    @property
     def n_slices(self) -> int:
         """Number of slices, Z."""
         return self.shape[0]

@@ -1,8 +1,9 @@
 """Network architectures by name.
 
-To add one, write a builder and enter it into ``BUILDERS``, and its name into ``SegmenterName`` and ``SUPERVISED`` of
-``rfss_core/settings``. A network must keep no state that a forward pass changes (no batch norm) and draw no random
-numbers (no dropout): the trainer shares it between threads and promises the same weights for any number of them.
+To add one, write a builder and enter it into ``BUILDERS``, and its name into ``ArchitectureName``, ``SegmenterName``
+and ``SUPERVISED`` of ``rfss_core/settings``. A network must keep no state that a forward pass changes (no batch norm)
+and draw no random numbers (no dropout): the trainer shares it between threads and promises the same weights for any
+number of them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,31 @@ def _unet(channels: int, planes: int, width: int) -> torch.nn.Module:
     return network
 
 
-BUILDERS: dict[str, Callable[[int, int, int], torch.nn.Module]] = {"unet": _unet}
+def _swin_unetr(channels: int, planes: int, width: int) -> torch.nn.Module:
+    from monai.networks.nets.swin_unetr import SwinUNETR
+
+    network: torch.nn.Module = SwinUNETR(
+        spatial_dims=2,
+        in_channels=channels,
+        out_channels=planes,
+        # A multiple of the heads of the first level; MONAI's own default of 24 at the default width of 16.
+        feature_size=12 * max(1, round(width / 8)),
+        norm_name="instance",
+    )
+    return network
+
+
+def _segformer(channels: int, planes: int, width: int) -> torch.nn.Module:
+    from rfss_core.training.segformer import SegFormer
+
+    return SegFormer(channels, planes, width)
+
+
+BUILDERS: dict[str, Callable[[int, int, int], torch.nn.Module]] = {
+    "unet": _unet,
+    "swin-unetr": _swin_unetr,
+    "segformer": _segformer,
+}
 """Name -> builder of (input channels, output planes, width)."""
 
 
@@ -42,6 +67,11 @@ def build_network(architecture: str, channels: int, planes: int, width: int, see
 
     ``unet`` is MONAI's residual U-Net (Ronneberger et al., arXiv:1505.04597; Kerfoot et al., "Left-ventricle
     quantification using residual U-Net", STACOM 2018): five levels, instance norm.
+
+    ``swin-unetr`` is MONAI's SwinUNETR in two dimensions (Hatamizadeh et al., arXiv:2201.01266), from random weights.
+
+    ``segformer`` is transformers' SegFormer (Xie et al., arXiv:2105.15203), of B0's size at width 16, from random
+    weights; see :class:`rfss_core.training.segformer.SegFormer`.
 
     Args:
         architecture: a key of ``BUILDERS``.

@@ -63,7 +63,7 @@ class SupervisedModel:
             ModelError: no safetensors, not a network of ours, or weights that do not fit their specification.
         """
         try:
-            spec = _spec(json.loads(_metadata(data)[_KEY]))
+            spec = _spec(json.loads(read_metadata(data)[_KEY]))
             network = spec.build()
             network.load_state_dict(load_tensors(data))
         except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
@@ -73,7 +73,8 @@ class SupervisedModel:
         return cls(spec, network.eval().requires_grad_(requires_grad=False))
 
 
-def _metadata(data: bytes) -> dict[str, str]:
+def read_metadata(data: bytes) -> dict[str, str]:
+    """Return the metadata of a safetensors file's bytes."""
     # The library reads metadata from files only; the header is JSON after its length in 8 bytes, little-endian.
     length = int.from_bytes(data[:8], "little")
     found: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]

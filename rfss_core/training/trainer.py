@@ -1,50 +1,36 @@
-"""Supervised training on a few labelled slices."""
+"""Supervised training on labelled slices: the loop."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rfss_core.digest import digest_json
 from rfss_core.errors import SupportError
-from rfss_core.segmentation.segmenter import Supports, read_support
+from rfss_core.segmentation.segmenter import read_support
 from rfss_core.settings import SupervisedSettings
 from rfss_core.training.augmentation import Augmentation
 from rfss_core.training.canvas import Canvas
+from rfss_core.training.checkpoint import Checkpoints, Progress, Round, State
+from rfss_core.training.labelled import LabelledSlices, Order, Provenance, divide
+from rfss_core.training.loss import IGNORED, dice_ce
 from rfss_core.training.model import NetworkSpec, SupervisedModel
 
 _PIECE = 4
 _WARMUP = 20
 _CLIP = 1.0
 
-
-class LabelledSlices(Supports, Protocol):
-    """Slices to train on, read when they are asked for; a :class:`rfss_core.retrieval.SupportSet` is one."""
-
-    @property
-    def patients(self) -> Sequence[str]:
-        """Patient of each slice."""
-
-
-@dataclass(frozen=True)
-class Round:
-    """Where a training is after some steps."""
-
-    step: int
-    steps: int
-    """Steps at most."""
-    loss: float
-    """Mean over the round."""
-    validation_dice: float | None
-    """Mean over validation patients and classes; None without validation patients."""
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Images [N, C, H, W], class indices [N, H, W], weights [N]."""
 
 
 @dataclass
@@ -52,18 +38,42 @@ class _Task:
     """What does not change during a training."""
 
     data: LabelledSlices
+    provenance: Provenance | None
     spec: NetworkSpec
     settings: SupervisedSettings
     seed: int
     device: torch.device
+    lookup: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lookup = torch.zeros(256, dtype=torch.long)
+        for place, value in enumerate(self.spec.classes, 1):
+            self.lookup[value] = place
+        if self.provenance is not None and self.provenance.ignore is not None:
+            self.lookup[self.provenance.ignore] = IGNORED
 
     def sample(self, index: int) -> tuple[Tensor, Tensor]:
         """Return slice ``index`` on the canvas: float32 [C, H, W] and class indices int64 [H, W]."""
         image, mask = read_support(self.data, index)
-        lookup = torch.zeros(256, dtype=torch.long)
-        for place, value in enumerate(self.spec.classes, 1):
-            lookup[value] = place
-        return self.spec.canvas.image(image, self.spec.channels), lookup[self.spec.canvas.labels(mask).long()]
+        return self.spec.canvas.image(image, self.spec.channels), self.lookup[self.spec.canvas.labels(mask).long()]
+
+    def weight(self, index: int) -> float:
+        """Return the confidence of slice ``index``."""
+        return 1.0 if self.provenance is None else float(self.provenance.weights[index])
+
+    @property
+    def key(self) -> str:
+        """Digest of what a checkpoint belongs to; where the slices' content may change, the caller keeps it apart."""
+        return digest_json(
+            {
+                "spec": asdict(self.spec),
+                "settings": self.settings.model_dump(mode="json"),
+                "seed": self.seed,
+                "device": self.device.type,
+                "slices": list(self.data.ids),
+                "provenance": None if self.provenance is None else _plain(self.provenance),
+            }
+        )
 
 
 def train_supervised(
@@ -73,6 +83,8 @@ def train_supervised(
     *,
     seed: int,
     device: torch.device,
+    provenance: Provenance | None = None,
+    checkpoints: Checkpoints | None = None,
     progress: Callable[[Round], None] = lambda _: None,
 ) -> tuple[SupervisedModel, list[Round]]:
     """Train a network on labelled slices, all classes at once.
@@ -83,7 +95,7 @@ def train_supervised(
     would cost a third of the training data to choose between neighbouring rounds.
 
     On the CPU a step is cut into pieces of a fixed number of slices, each on one thread, so the weights do not depend
-    on the number of threads.
+    on the number of threads, nor on where a training was interrupted.
 
     Args:
         data: labelled slices, of any sizes.
@@ -91,118 +103,144 @@ def train_supervised(
         settings: of the training.
         seed: of weights, validation patients, order and augmentation.
         device: where to train.
-        progress: called after every round, in this thread.
+        provenance: confidence, experts and ignored voxels where not all labels are experts'.
+        checkpoints: read at the start, written after every round; the caller removes them.
+        progress: called after every round, in this thread; of a resumed training only for the rounds that are new.
 
     Returns:
         The trained model and its rounds.
 
     Raises:
-        SupportError: no slices or no class, or a mask that does not fit its image.
-        ModelError: an unknown architecture.
+        SupportError: no slices or no class, a mask that does not fit its image, or a provenance that does not fit.
+        ModelError: an unknown architecture, or a checkpoint of another training.
     """
     if len(data) == 0 or not data.classes:
         raise SupportError(f"{len(data)} slices with classes {dict(data.classes)} cannot train a network; label some")
-    images = [data.image(index) for index in range(len(data))]
+    roles = divide(data, provenance, settings, seed)
+    shapes = [data.image(index).shape for index in range(len(data))]
     spec = NetworkSpec(
         architecture,
-        3 if any(image.ndim == 3 for image in images) else 1,
+        3 if any(len(shape) == 3 for shape in shapes) else 1,
         tuple(sorted(data.classes)),
         settings.width,
-        Canvas.around([(image.shape[0], image.shape[1]) for image in images], settings.image_size),
+        Canvas.around([(shape[0], shape[1]) for shape in shapes], settings.image_size),
     )
-    del images
-    task = _Task(data, spec, settings, seed, device)
-    training, validating = split_slices(data.patients, settings, seed)
+    task = _Task(data, provenance, spec, settings, seed, device)
     network = spec.build(seed).to(device).train()
-    with _pool(device) as pool:
-        rounds, best = _fit(task, network, training, validating, pool, progress)
-    if best is not None:
-        network.load_state_dict(best)
-    return SupervisedModel(spec, network.cpu().eval().requires_grad_(requires_grad=False)), rounds
-
-
-def split_slices(
-    patients: Sequence[str], settings: SupervisedSettings, seed: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Divide slices into those that train and those whose patients validate; the second may be empty.
-
-    Args:
-        patients: of each slice.
-        settings: share and least number of patients.
-        seed: of the draw.
-
-    Returns:
-        Indices of both.
-    """
-    names = sorted(set(patients))
-    count = 0
-    if settings.validation_share and len(names) >= settings.validation_patients:
-        count = max(1, round(settings.validation_share * len(names)))
-    drawn = np.random.default_rng([seed, len(names)]).permutation(len(names))[:count]
-    validates = np.isin(np.asarray(patients), [names[place] for place in drawn])
-    return np.flatnonzero(~validates), np.flatnonzero(validates)
+    state = State(
+        task.key,
+        network,
+        torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=1e-4),
+        torch.amp.GradScaler(device.type, enabled=_precision(task) == torch.float16),
+        Progress(),
+    )
+    if checkpoints is not None and (known := checkpoints.read()) is not None:
+        state.restore(known)
+    with _pool() as pool:
+        source = _Batches(task, Order(roles, settings.expert_share, seed), pool)
+        _fit(task, state, source, roles.validating, pool, checkpoints, progress)
+    if state.progress.best is not None:
+        network.load_state_dict(state.progress.best)
+    model = SupervisedModel(spec, network.cpu().eval().requires_grad_(requires_grad=False))
+    return model, state.progress.rounds
 
 
 def _fit(
     task: _Task,
-    network: torch.nn.Module,
-    training: npt.NDArray[np.int64],
+    state: State,
+    source: _Batches,
     validating: npt.NDArray[np.int64],
     pool: ThreadPoolExecutor,
+    checkpoints: Checkpoints | None,
     progress: Callable[[Round], None],
-) -> tuple[list[Round], dict[str, Tensor] | None]:
-    settings = task.settings
-    parameters = list(network.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=1e-4)
-    size = settings.batch_size if task.device.type == "cuda" else _PIECE
-    slots = range(0, settings.batch_size, size)
-    augmentations = [Augmentation(task.spec.canvas) for _ in slots]
-    loss_of = _loss()
-    rounds: list[Round] = []
-    losses: list[float] = []
-    best, stale = None, 0
-
-    def piece(step: int, start: int) -> tuple[float, tuple[Tensor, ...]]:
-        places = range(
-            step * settings.batch_size + start, step * settings.batch_size + min(start + size, settings.batch_size)
-        )
-        vary = augmentations[start // size]
-        pairs = [vary(*task.sample(_draw(training, task.seed, place)), _mixed(task.seed, place)) for place in places]
-        images, labels = (torch.stack(planes).to(task.device) for planes in zip(*pairs, strict=True))
-        enabled = settings.autocast and task.device.type == "cuda"
-        with torch.autocast(task.device.type, torch.bfloat16, enabled=enabled):
-            logits = network(images)
-        loss = loss_of(logits.float(), labels[:, None]) * (len(pairs) / settings.batch_size)
-        return float(loss.detach()), torch.autograd.grad(loss, parameters)
-
-    def update(step: int, parts: list[tuple[Tensor, ...]]) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * _rate(step, settings.steps)
-        for parameter, *gradients in zip(parameters, *parts, strict=True):
-            parameter.grad = torch.stack(gradients).sum(0) if len(gradients) > 1 else gradients[0]
-        torch.nn.utils.clip_grad_norm_(parameters, _CLIP)
-        optimizer.step()
-
-    for step in range(settings.steps):
-        parts = list(pool.map(lambda start, step=step: piece(step, start), slots))
+) -> None:
+    """Train until the steps are done or the validation Dice stops rising."""
+    settings, known, losses = task.settings, state.progress, list[float]()
+    for step in range(known.step, settings.steps):
+        if known.stale >= settings.patience:
+            break
+        parts = source.gradients(step, state)
         # In the pool too: on busy cores the threads of a parallel loop spend their time waiting for each other.
-        pool.submit(update, step, [gradients for _, gradients in parts]).result()
+        pool.submit(_update, task, state, step, [gradients for _, gradients in parts]).result()
         losses.append(math.fsum(loss for loss, _ in parts))
         if (step + 1) % settings.round_steps and step + 1 < settings.steps:
             continue
-        dice = _validate(task, network, validating, pool) if len(validating) else None
-        rounds.append(Round(step + 1, settings.steps, float(np.mean(losses)), dice))
+        dice = _validate(task, state.network, validating, pool) if len(validating) else None
+        if dice is not None and dice > max((other.validation_dice or 0.0 for other in known.rounds), default=-1.0):
+            known.best = {name: value.detach().clone() for name, value in state.network.state_dict().items()}
+            known.stale = 0
+        elif dice is not None:
+            known.stale += 1
+        known.rounds.append(Round(step + 1, settings.steps, float(np.mean(losses)), dice))
         losses.clear()
-        progress(rounds[-1])
-        if dice is None:
-            continue
-        if dice > max((other.validation_dice or 0.0 for other in rounds[:-1]), default=-1.0):
-            best, stale = {name: value.detach().clone() for name, value in network.state_dict().items()}, 0
-        else:
-            stale += 1
-        if stale >= settings.patience:
-            break
-    return rounds, best
+        if checkpoints is not None:
+            checkpoints.write(state.to_bytes())
+        progress(known.rounds[-1])
+
+
+class _Batches:
+    """Gradients of the steps of a training.
+
+    On the CPU each thread of the pool computes pieces of a step. On CUDA the step is one batch, and the pool prepares
+    the next one meanwhile.
+    """
+
+    def __init__(self, task: _Task, order: Order, pool: ThreadPoolExecutor) -> None:
+        self._task, self._order, self._pool = task, order, pool
+        self._slots = range(0, task.settings.batch_size, _PIECE)
+        self._augmentations = [Augmentation(task.spec.canvas) for _ in self._slots]
+        self._ahead: tuple[int, list[Future[Batch]]] = (-1, [])
+
+    def gradients(self, step: int, state: State) -> list[tuple[float, tuple[Tensor, ...]]]:
+        """Return loss and gradients of each piece of a step."""
+        parameters = list(state.network.parameters())
+        if self._task.device.type == "cpu":
+            return list(
+                self._pool.map(
+                    lambda start: self._gradients(self._prepared(step, start), state, parameters), self._slots
+                )
+            )
+        expected, waiting = self._ahead
+        if expected != step:
+            waiting = self._prepare(step)
+        pieces = [one.result() for one in waiting]
+        self._ahead = (step + 1, self._prepare(step + 1)) if step + 1 < self._task.settings.steps else (-1, [])
+        images, labels, weights = (torch.cat(planes) for planes in zip(*pieces, strict=True))
+        return [self._gradients((images, labels, weights), state, parameters)]
+
+    def _prepare(self, step: int) -> list[Future[Batch]]:
+        return [self._pool.submit(self._prepared, step, start) for start in self._slots]
+
+    def _prepared(self, step: int, start: int) -> Batch:
+        task, size = self._task, self._task.settings.batch_size
+        places = range(step * size + start, step * size + min(start + _PIECE, size))
+        rows = [self._order.at(place) for place in places]
+        vary = self._augmentations[start // _PIECE]
+        pairs = [vary(*task.sample(row), _mixed(task.seed, place)) for row, place in zip(rows, places, strict=True)]
+        images, labels = (torch.stack(planes) for planes in zip(*pairs, strict=True))
+        return images, labels, torch.tensor([task.weight(row) for row in rows])
+
+    def _gradients(
+        self, batch: Batch, state: State, parameters: list[torch.nn.Parameter]
+    ) -> tuple[float, tuple[Tensor, ...]]:
+        device, half = self._task.device, _precision(self._task)
+        images, labels, weights = (part.to(device) for part in batch)
+        with torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None):
+            logits = state.network(images)
+        loss = dice_ce(logits.float(), labels, weights) * (len(images) / self._task.settings.batch_size)
+        return float(loss.detach()), torch.autograd.grad(state.scaler.scale(loss), parameters)
+
+
+def _update(task: _Task, state: State, step: int, parts: list[tuple[Tensor, ...]]) -> None:
+    parameters = list(state.network.parameters())
+    for group in state.optimizer.param_groups:
+        group["lr"] = task.settings.learning_rate * _rate(step, task.settings.steps)
+    for parameter, *gradients in zip(parameters, *parts, strict=True):
+        parameter.grad = torch.stack(gradients).sum(0) if len(gradients) > 1 else gradients[0]
+    state.scaler.unscale_(state.optimizer)
+    torch.nn.utils.clip_grad_norm_(parameters, _CLIP)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
 
 
 def _validate(
@@ -215,7 +253,8 @@ def _validate(
         image, truth = task.sample(index)
         with torch.inference_mode():
             found = network(image[None].to(task.device))[0].argmax(0).cpu()
-        pairs = torch.bincount((truth * planes + found).flatten(), minlength=planes**2).reshape(planes, planes)
+        known = truth != IGNORED
+        pairs = torch.bincount((truth * planes + found)[known], minlength=planes**2).reshape(planes, planes)
         return np.stack([pairs.diagonal().numpy(), (pairs.sum(0) + pairs.sum(1)).numpy(), pairs.sum(1).numpy()])
 
     network.eval()
@@ -228,19 +267,23 @@ def _validate(
     return float(np.mean(scores)) if scores else 0.0
 
 
-def _loss() -> Callable[[Tensor, Tensor], Tensor]:
-    from monai.losses.dice import DiceCELoss
-
-    found: Callable[[Tensor, Tensor], Tensor] = DiceCELoss(
-        include_background=False, softmax=True, to_onehot_y=True, batch=True
-    )
-    return found
+def _precision(task: _Task) -> torch.dtype | None:
+    """Return the arithmetic of mixed precision, None without it."""
+    if not task.settings.autocast or task.device.type != "cuda":
+        return None
+    return torch.float16 if task.settings.half == "float16" else torch.bfloat16
 
 
-def _draw(training: npt.NDArray[np.int64], seed: int, place: int) -> int:
-    """Return the slice at a place of the endless sequence of shuffled epochs."""
-    epoch, within = divmod(place, len(training))
-    return int(training[np.random.default_rng([seed, epoch]).permutation(len(training))[within]])
+def _plain(provenance: Provenance) -> dict[str, Any]:
+    def listed(values: Sequence[Any] | None, kind: type) -> list[Any] | None:
+        return None if values is None else [kind(value) for value in values]
+
+    return {
+        "weights": listed(provenance.weights, float),
+        "expert": listed(provenance.expert, bool),
+        "validates": listed(provenance.validates, bool),
+        "ignore": provenance.ignore,
+    }
 
 
 def _mixed(seed: int, place: int) -> int:
@@ -255,9 +298,10 @@ def _rate(step: int, steps: int) -> float:
 
 
 @contextmanager
-def _pool(device: torch.device) -> Iterator[ThreadPoolExecutor]:
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-    with ThreadPoolExecutor(threads, initializer=_single if device.type == "cpu" else None) as pool:
+def _pool() -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool whose threads compute alone: those of the CPU's training, or of preparing slices for a GPU."""
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, initializer=_single) as pool:
         try:
             yield pool
         finally:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rfss_core.datasets import DatasetEntry, dataset_table, export_nifti, read_dataset, write_dataset
+from rfss_core.datasets import DatasetEntry, dataset_table, read_dataset, write_dataset
 from rfss_core.digest import digest_bytes
 from rfss_core.errors import CorruptStoreError, InputError, InputNotFoundError, UnsafePathError
 
@@ -149,28 +149,10 @@ def test_bad_data_sets_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "manifest.json").exists()
 
 
-def test_export_copies_chosen_cases_byte_for_byte(tmp_path: Path) -> None:
-    source, target = tmp_path / "source", tmp_path / "target"
-    written = write_dataset(source, "hearts", make(source), CLASSES, {"preset": "tiny"})
-    exported = export_nifti(source, target)
-    assert [entry.case for entry in exported.entries] == ["c0", "c1", "c3"]
-    for entry in exported.entries:
-        assert (target / entry.label_path).read_bytes() == (source / entry.label_path).read_bytes()
-    assert not (target / "site a/näme2.nii.gz").exists()
-    assert read_dataset(target) == exported
-    assert exported.meta == {"preset": "tiny", "exported_from": written.digest}
-    table = pd.read_csv(target / "cases.csv")
-    assert table["decision"].tolist() == ["accept", "review", "accept"]
-    with pytest.raises(InputError, match="already holds"):
-        export_nifti(source, target)
-
-
-def test_export_of_nothing_says_what_there_is(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    write_dataset(source, "hearts", make(source, 2)[1:], CLASSES)
+def test_choosing_nothing_says_what_there_is(tmp_path: Path) -> None:
+    written = write_dataset(tmp_path, "hearts", make(tmp_path, 2)[1:], CLASSES)
     with pytest.raises(InputError, match=r"no case decided accept .*'review': 1"):
-        export_nifti(source, tmp_path / "target", ["accept"])
-    assert not (tmp_path / "target").exists()
+        written.select("accept")
 
 
 def test_object_stores_hold_data_sets_too(tmp_path: Path) -> None:

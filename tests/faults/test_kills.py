@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from disturbed import (
+    STAGES,
     Attempt,
     Cluster,
     Labelling,
@@ -78,6 +79,8 @@ def test_a_stopped_run_goes_on_and_leaves_no_process_behind(
         main(undisturbed.arguments())
     assert not end.value.code
     assert disturbed.outcome() == undisturbed.outcome()
+    # The soak draws its moments from these.
+    assert [stage.name for stage in read_status(undisturbed.workspace).stages] == list(STAGES[1:])
 
 
 def kill_driver(attempt: Attempt, _: Cluster | None, random: np.random.Generator) -> None:

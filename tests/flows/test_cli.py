@@ -40,7 +40,17 @@ def test_label_then_status_export_and_the_gate(
     assert "finished" in capsys.readouterr().out
     assert rfss("export", workspace, "--format", "nifti", "--out", tmp_path / "out") == 0
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz"))
-    assert rfss("export", workspace, "--format", "nifti", "--out", tmp_path / "out") == 2
+    assert "4 pseudo-label" in capsys.readouterr().out
+    assert rfss("export", workspace, "--format", "nifti", "--out", tmp_path / "out") == 0
+    assert "is there already" in capsys.readouterr().out
+    for form in ("nnunet", "monai", "bids", "ome-zarr"):
+        assert rfss("export", workspace, "--format", form, "--out", tmp_path / form, "--with-expert") == 0
+        assert "4 pseudo-label, 12 expert" in capsys.readouterr().out
+    for form, message in (("bids", "already holds another export"), ("dicom-seg", "comes from a DICOM series")):
+        assert rfss("export", workspace, "--format", form, "--out", tmp_path / "out") == 2
+        assert message in capsys.readouterr().err.replace("\n", " ")
+    assert rfss("export", workspace, "--out", tmp_path / "none", "--decision", "reject") == 2
+    assert "no case decided reject" in capsys.readouterr().err.replace("\n", " ")
     assert label(cohort, workspace, "--min-dice", 1, "--dataset", "strict") == 3
     assert "quality gate failed" in capsys.readouterr().out
     assert read_summary(str(workspace)).dataset.status == "rejected"
@@ -117,6 +127,16 @@ def test_evaluate_writes_its_contract(cohort: Path, tmp_path: Path) -> None:
         ),
         (["status", "{tmp}/w"], "no RFSS workspace"),
         (["export", "{tmp}/w", "--out", "{tmp}/o"], "no RFSS workspace"),
+        (["export", "nowhere", "--out", "{tmp}/o"], "no folder 'nowhere'"),
+        (["export", "{tmp}/w"], "--out"),
+        (["export", "{tmp}/w", "--out", "{tmp}/o", "--decision", "perhaps"], "perhaps"),
+        (["export", "{tmp}/w", "--out", "{tmp}/o", "--format", "vtk"], "vtk"),
+        (["export", "{tmp}/w", "--out", "{tmp}/o", "--ignore", "2"], "ignore: "),
+        (["export", "{tmp}/w", "--out", "{tmp}/o", "--format", "nnunet", "--dataset-id", "1000"], "dataset_id: "),
+        (["export", "{tmp}/w", "--out", "{tmp}/o", "--held-out-as-test"], "add --with-expert"),
+        (["export", "{tmp}/w", "--out", "{tmp}/o", "--format", "dicom-seg", "--concepts", "{tmp}/no.yaml"], "no.yaml"),
+        (["export", "{tmp}/w", "--out", "{tmp}/o", "--format", "dicom-seg", "--concepts", "{tmp}/broken.yaml"], "YAML"),
+        (["export", "{tmp}/w", "--out", "o", "--format", "dicom-seg", "--concepts", "{tmp}/odd.yaml"], "lines such as"),
         (["frobnicate"], "frobnicate"),
     ],
 )  # fmt: skip

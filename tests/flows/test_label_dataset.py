@@ -18,6 +18,7 @@ from prefect.client.orchestration import get_client
 from flows.label_dataset import label_dataset
 from rfss_core.datasets import read_dataset
 from rfss_core.errors import GateError, InputError, SettingsError, TooManyQuarantinedError
+from rfss_core.settings import ExportSettings
 from rfss_core.store import Workspace
 from tasks.export import export_dataset
 from tasks.status import read_status
@@ -82,9 +83,9 @@ def test_quality_is_on_record_and_uncertain_voxels_can_be_ignored(done: tuple[Pa
     assert {row["name"] for row in document["signals"]} == {row.name for row in summary.signals} > {"stability"}
     assert set(summary.held_out_metrics) == {"iou", "surface_distance", "surface_dice", "volume_difference"}
 
-    count = export_dataset(workspace, "nifti", tmp_path / "all", ignore=0.5)
+    report = export_dataset(workspace, tmp_path / "all", ExportSettings(ignore=0.5, decisions=("accept", "review")))
     exported = read_dataset(tmp_path / "all")
-    assert count == len(exported.entries)
+    assert report.count("pseudo-label") == len(exported.entries)
     assert exported.classes[3] == "ignore"
     changed = 0
     for entry in exported.entries:
@@ -93,6 +94,32 @@ def test_quality_is_on_record_and_uncertain_voxels_can_be_ignored(done: tuple[Pa
         assert (ours == theirs)[theirs != 3].all()
         changed += int((theirs == 3).sum())
     assert changed > 0
+
+
+def test_an_export_holds_what_was_published_and_the_experts_cases(
+    done: tuple[Path, Summary], cohort: Path, tmp_path: Path
+) -> None:
+    workspace, summary = done
+    every = ("accept", "review", "reject")
+    export_dataset(workspace, tmp_path / "tree", ExportSettings(decisions=every, with_expert=True))
+    for name, data in masks_of(workspace).items():
+        assert (tmp_path / "tree" / name).read_bytes() == data
+    for path in (cohort / "labels").iterdir():
+        ours, expert = nib.load(tmp_path / "tree" / path.name), nib.load(path)
+        assert np.array_equal(np.asarray(ours.dataobj), np.asarray(expert.dataobj))
+        assert np.array_equal(ours.affine, expert.affine)
+    chosen = ExportSettings(format="nnunet", decisions=every, with_expert=True, held_out_as_test=True, ignore=0.5)
+    report = export_dataset(workspace, tmp_path / "raw", chosen)
+    assert report.folder.name == "Dataset501_ellipses"
+    document = json.loads((report.folder / "dataset.json").read_text())
+    assert document["numTraining"] == summary.cases.support + summary.cases.unlabelled
+    assert document["labels"] == {"background": 0, "1": 1, "2": 2, "ignore": 3}
+    held_out = {path.name.removesuffix(".nii.gz") for path in (report.folder / "labelsTs").iterdir()}
+    measured = pd.read_parquet(workspace / "quality" / "held_out.parquet")
+    assert held_out == set(measured["case_id"])
+    # An expert's label map is certain: no voxel of it is ignored.
+    for name in held_out:
+        assert set(np.unique(nib.load(report.folder / "labelsTs" / f"{name}.nii.gz").dataobj)) <= {0, 1, 2}
 
 
 def test_pseudo_labels_lie_on_their_sources_grid(done: tuple[Path, Summary], cohort: Path) -> None:

@@ -130,8 +130,14 @@ def test_five_to_eight_patients_give_no_guarantee_at_90_percent() -> None:
     found = predict(cohort(rng, 8, 3, "c"), cohort(rng, 5, 1, "n"))
     assert set(found.lower.values()) == {0.0}
     assert "about 9 are needed" in found.note
+    assert found.coverage is None
     found = predict(cohort(rng, 9, 3, "c"), cohort(rng, 5, 1, "n"))
     assert all(bound is not None and bound > 0 for bound in found.lower.values())
+    # Of nine, eight are left when one is to be checked.
+    assert found.coverage is None
+    assert "how often it holds could not be measured" in found.note
+    found = predict(cohort(rng, 10, 3, "c"), cohort(rng, 5, 1, "n"))
+    assert found.coverage is not None
     assert found.note == ""
 
 

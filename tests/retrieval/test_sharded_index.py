@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from indexes import DIM, clustered, queries, settings_of, stored_index
 
 from rfss_core.errors import RecallWarning, SettingsError, SupportError
-from rfss_core.retrieval import FlatIndex
+from rfss_core.retrieval import FlatIndex, sharded
 from rfss_core.retrieval.building import build
 from rfss_core.retrieval.generations import Generations
 from rfss_core.retrieval.merged import merge_on_disk
@@ -116,7 +116,9 @@ def test_a_result_depends_on_its_query_alone(index: ShardedIndex) -> None:
     assert np.array_equal(backwards[0][::-1], together[0])
 
 
-def test_threads_do_not_matter(tmp_path: Path, vectors: np.ndarray) -> None:
+def test_threads_do_not_matter(tmp_path: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Queries are cut in parts and blocks of parts.
+    monkeypatch.setattr(sharded, "_ASSIGNED", 600)
     before = faiss.omp_get_max_threads()
     try:
         faiss.omp_set_num_threads(1)
@@ -124,9 +126,9 @@ def test_threads_do_not_matter(tmp_path: Path, vectors: np.ndarray) -> None:
         faiss.omp_set_num_threads(3)
         _, three = stored_index(tmp_path / "three", vectors)
         assert one.read() == three.read()
-        asked = queries(300)
+        asked = queries(1500)
         single, several = ShardedIndex(one, threads=1), ShardedIndex(three, threads=3)
-        assert np.array_equal(single.search(asked, 8)[0], several.search(asked, 8)[0])
+        assert all(map(np.array_equal, single.search(asked, 8), several.search(asked, 8)))
     finally:
         faiss.omp_set_num_threads(before)
 

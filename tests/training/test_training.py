@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from discs import draw, support_of
 from hypothesis import given, strategies
 from hypothesis import settings as examples
 
@@ -15,28 +16,11 @@ from rfss_core.training import Round, SupervisedModel, SupervisedSegmenter, trai
 from rfss_core.training.architecture import MULTIPLE
 from rfss_core.training.augmentation import Augmentation
 from rfss_core.training.canvas import Canvas
-from rfss_core.training.trainer import split_slices
+from rfss_core.training.labelled import split_slices
 
 CPU = torch.device("cpu")
 QUICK = SupervisedSettings(width=4, steps=3, round_steps=2)
 NEAR = Neighbours(np.array([0]), np.array([0.0], np.float32))
-
-
-def draw(number: int, shape: tuple[int, int] = (40, 48)) -> tuple[np.ndarray, np.ndarray]:
-    """Return a slice with a bright disc (2) and a dark one (5)."""
-    rng = np.random.default_rng(number)
-    rows, columns = np.mgrid[: shape[0], : shape[1]]
-    mask = np.zeros(shape, np.uint8)
-    for value, share in ((2, 0.3), (5, 0.7)):
-        row, column = shape[0] * rng.uniform(0.35, 0.65), shape[1] * (share + rng.uniform(-0.05, 0.05))
-        mask[np.hypot(rows - row, columns - column) < 7] = value
-    image = 0.5 + 0.35 * (mask == 2) - 0.35 * (mask == 5) + rng.normal(0, 0.04, shape)
-    return image.clip(0, 1).astype(np.float32), mask
-
-
-def support_of(patients: int, slices: int = 12) -> SupportSet:
-    images, masks = zip(*(draw(number) for number in range(slices)), strict=True)
-    return SupportSet.from_arrays(list(images), list(masks), [f"p{number % patients}" for number in range(slices)])
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +169,15 @@ def test_colour_is_kept_and_grey_queries_still_work() -> None:
     np.testing.assert_array_equal(found[0].labels, found[1].labels)
 
 
+def test_swin_unetr_trains_and_survives_its_bytes() -> None:
+    support, one_step = support_of(2, 4), SupervisedSettings(width=4, steps=1, batch_size=1)
+    model, _ = train_supervised(support, "swin-unetr", one_step, seed=0, device=CPU)
+    assert model.spec.architecture == "swin-unetr"
+    copy = SupervisedModel.from_bytes(model.to_bytes())
+    one, other = (SupervisedSegmenter(each, CPU).segment([draw(9)[0]], [NEAR], support)[0] for each in (model, copy))
+    np.testing.assert_array_equal(one.logits, other.logits)
+
+
 def test_an_unknown_architecture_is_refused() -> None:
-    with pytest.raises(ModelError, match="'vgg' is not known; choose one of unet"):
+    with pytest.raises(ModelError, match="'vgg' is not known; choose one of segformer, swin-unetr, unet"):
         train_supervised(support_of(2), "vgg", QUICK, seed=0, device=CPU)

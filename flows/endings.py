@@ -1,0 +1,62 @@
+"""How a flow ends in Prefect: states whose name and message say why."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+from prefect.states import Completed, Failed
+
+from rfss_core.errors import GateError, RfssError
+
+GATE_FAILED = "Failed: gate"
+QUARANTINE = "Completed with quarantine"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+log = logging.getLogger("rfss")
+
+
+def with_reasons(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a flow's function end in a failed state that carries our own errors' reason and message.
+
+    The state is named ``Failed: <reason>``, for example ``Failed: gate`` or ``Failed: not found``. Whoever calls
+    the flow gets the error raised, as ever. Errors that are not ours stay as they are: their traceback is what helps.
+    """
+
+    @functools.wraps(function)
+    def reasoned(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return function(*arguments, **options)
+        except RfssError as error:
+            log.debug("the run ends", exc_info=True)
+            return cast("R", Failed(name=failure_name(error), message=str(error), data=error))
+
+    # Prefect builds the form from the annotations, and would look their names up in this module.
+    reasoned.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
+    return reasoned
+
+
+def failure_name(error: RfssError) -> str:
+    """Return the name of the state that a flow fails with."""
+    return GATE_FAILED if isinstance(error, GateError) else f"Failed: {error.reason.replace('_', ' ')}"
+
+
+def completed(result: R, quarantined: dict[str, int]) -> R:
+    """Return a flow's result as a state that says whether cases were set aside.
+
+    Args:
+        result: what the flow returns.
+        quarantined: reason to number of cases.
+    """
+    if not quarantined:
+        return result
+    count = sum(quarantined.values())
+    reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(quarantined.items()))
+    were = "case was" if count == 1 else "cases were"
+    state: Any = Completed(name=QUARANTINE, message=f"{count} {were} set aside: {reasons}", data=result)
+    return cast("R", state)

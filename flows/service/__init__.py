@@ -1,0 +1,1 @@
+"""``rfss serve``: Prefect, MLflow and the deployments of the flows on one machine."""

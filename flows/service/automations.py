@@ -1,0 +1,98 @@
+"""Automations of a Prefect server, from ``automations.yaml`` beside this file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import yaml
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.events.schemas.automations import AutomationCore
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL
+
+from rfss_core.errors import ExecutionError, InputError
+
+FILE = Path(__file__).with_name("automations.yaml")
+BLOCK = "rfss-notify"
+"""Name of the block that ``--webhook`` is saved in."""
+MESSAGE = {"text": "{{subject}}\n{{body}}"}
+"""What the hook gets: the form that Slack, Mattermost and Teams workflows take."""
+
+
+def set_up(webhook: str | None = None, file: Path = FILE) -> list[str]:
+    """Create the automations on the configured Prefect server, or bring them up to date.
+
+    Args:
+        webhook: URL that gets notifications; None: the one that was saved earlier, if any.
+        file: the automations.
+
+    Returns:
+        One line an automation.
+
+    Raises:
+        InputError: the webhook is no URL.
+        ExecutionError: no server is configured, or it does not answer.
+    """
+    address = PREFECT_API_URL.value()
+    if not address:
+        raise ExecutionError("no Prefect server is configured; start one with `rfss serve`, or set PREFECT_API_URL")
+    documents = yaml.safe_load(file.read_text(encoding="utf-8"))["automations"]
+    try:
+        with get_client(sync_client=True) as client:
+            block = _block(webhook)
+            return [_set_up(client, document, block) for document in documents]
+    except httpx.TransportError as error:
+        raise ExecutionError(
+            f"the Prefect server at '{address}' does not answer ({error}); start it, for example with `rfss serve`"
+        ) from error
+    except httpx.HTTPStatusError as error:
+        code = error.response.status_code
+        hint = "; set PREFECT_API_AUTH_STRING" if code in (401, 403) else ""
+        raise ExecutionError(f"the Prefect server at '{address}' refuses the automations ({code}){hint}") from error
+
+
+def _set_up(client: SyncPrefectClient, document: dict[str, Any], block: str | None) -> str:
+    name = document["name"]
+    actions = []
+    for action in document["actions"]:
+        resolved = dict(action)
+        if "deployment" in resolved:
+            wanted = resolved.pop("deployment")
+            try:
+                resolved["deployment_id"] = str(client.read_deployment_by_name(wanted).id)
+            except ObjectNotFound:
+                return f"left out '{name}': there is no deployment {wanted}"
+        if resolved["type"] == "send-notification":
+            if block is None:
+                return f"left out '{name}': it needs --webhook URL"
+            resolved["block_document_id"] = block
+        actions.append(resolved)
+    fresh = AutomationCore.model_validate({**document, "actions": actions})
+    known = client.read_automations_by_name(name)
+    if not known:
+        client.create_automation(fresh)
+        return f"set up '{name}'"
+    # A model that was validated with it: the client leaves out what was not given.
+    fresh = AutomationCore.model_validate({**document, "actions": actions, "enabled": known[0].enabled})
+    client.update_automation(known[0].id, fresh)
+    return f"brought up to date '{name}'" + ("" if fresh.enabled else " (switched off)")
+
+
+def _block(webhook: str | None) -> str | None:
+    """Save the webhook as a block of the server; return the id of the block that notifications go through."""
+    if webhook is None:
+        try:
+            known: Any = CustomWebhookNotificationBlock.load(BLOCK)
+        except ValueError:
+            return None
+        return str(known._block_document_id)  # noqa: SLF001
+    parts = urlsplit(webhook)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"--webhook '{webhook}' is not a URL; give one such as https://hooks.example.org/services/...")
+    block = CustomWebhookNotificationBlock(name=BLOCK, url=webhook, method="POST", json_data=MESSAGE)
+    saved: Any = block.save(BLOCK, overwrite=True)
+    return str(saved)

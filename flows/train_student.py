@@ -1,0 +1,104 @@
+"""Flow ``train_student``: a supervised network on a registered data set and the experts' labels."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from flows.endings import with_reasons
+from flows.session import terminal_listener
+from rfss_core.errors import RfssError
+from rfss_core.events import EventStream
+from rfss_core.settings import StudentSettings
+from rfss_core.store.lease import take
+from tasks.progress import PrefectProgress, log_event
+from tasks.student import StudentResult, fit_student, gather_student, known_result, register, try_student
+from tasks.student_run import StudentRun
+
+LEASE_S = 60.0
+
+log = logging.getLogger("rfss")
+
+Found = TypeVar("Found")
+
+
+@flow(name="train-student", validate_parameters=True, persist_result=False)
+@with_reasons
+def train_student(settings: StudentSettings) -> StudentResult:
+    """Train a student on a registered data set plus the experts' labels, test it, and register it with its data set.
+
+    Stages: gather -> train -> test -> register. A run that was interrupted goes on after its last round; the same
+    settings on the same data set are trained once.
+
+    Args:
+        settings: Everything that the student depends on; only ``dataset`` has no default.
+
+    Returns:
+        What stands in ``student.json``.
+
+    Raises:
+        UnknownDatasetError: unknown name, version or alias; the message lists what there is.
+        CorruptStoreError: files of the data set changed or vanished; they are named.
+        InputError: no accepted case, no expert's case within reach, or classes that differ.
+        WorkspaceBusyError: another run trains this very student.
+        RegistryError: the MLflow store does not answer.
+    """
+    seconds: dict[str, float] = {}
+
+    def timed(stage: str, work: Callable[[], Found]) -> Found:
+        started = time.perf_counter()
+        found = work()
+        seconds[stage] = round(time.perf_counter() - started, 3)
+        return found
+
+    plan = timed("gather", lambda: gather_student(settings))
+    with take(plan.files, LEASE_S, waiting=log.warning) as lease:
+        if (known := known_result(plan)) is not None:
+            _show(known)
+            return known
+        events = EventStream([lambda _: lease.check(), terminal_listener.get() or log_event, PrefectProgress()])
+        run = StudentRun.open(plan)
+        try:
+            trained = timed("train", lambda: fit_student(plan, run, events))
+            tested = timed("test", lambda: try_student(plan, trained, events))
+            result = register(plan, run, trained, tested, seconds)
+        except BaseException as error:
+            # The run's own error is the one to be seen.
+            with suppress(RfssError):
+                run.end("FAILED" if isinstance(error, Exception) else "KILLED")
+            raise
+        run.end("FINISHED")
+    _show(result)
+    return result
+
+
+def _show(result: StudentResult) -> None:
+    """Put the figures into the Prefect UI, which may have gone away."""
+    rows = [
+        {
+            "class": name,
+            "Dice": dice.mean,
+            "low": dice.ci_low,
+            "high": dice.ci_high,
+            "patients": dice.n,
+            "HD95 mm": result.test_hd95[name].mean,
+        }
+        for name, dice in result.test_dice.items()
+    ]
+    counts = "".join(f"- {name.replace('_', ' ')}: {count}\n" for name, count in result.counts.items())
+    text = (
+        f"# Student {result.student}\n\n{result.network} on data set {result.dataset}, {result.steps} steps on "
+        f"{result.device}.\n\n{counts}\nMLflow run `{result.mlflow_run_id}`, model in `{result.folder}`"
+    )
+    try:
+        if rows:
+            create_table_artifact(rows, key="rfss-student-test", description="Quality on the test patients")
+        create_markdown_artifact(text, key="rfss-student", description="The student")
+    except Exception as error:  # noqa: BLE001 - whatever an HTTP client raises
+        log.warning("the Prefect server does not answer (%s); its UI lacks the student's figures", error)

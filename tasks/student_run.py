@@ -1,0 +1,132 @@
+"""A student's run in MLflow: parameters, a metric a round, the model; taken up again after an interruption."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from rfss_core.store.files import Files
+from rfss_core.training import Round
+from tasks.dataset_run import experiment_id
+from tasks.registry import DataRegistry
+from tasks.tracking import answering
+
+if TYPE_CHECKING:
+    from tasks.student import StudentPlan
+
+MODEL = "model.safetensors"
+RUN = "mlflow_run.json"
+_PARAM = 500
+_FOLDER = "model"
+
+
+class StudentRun:
+    """An open MLflow run, over the client's own methods: the fluent ones would set the address for the whole process.
+
+    A plain class: Prefect looks into dataclasses that are passed to tasks, and would rebuild this one.
+
+    Args:
+        registry: the store that holds it.
+        run_id: of MLflow.
+        artifact_uri: where its files lie.
+        rounds_logged: rounds that an interrupted run had logged.
+        last: step of the last of them.
+    """
+
+    def __init__(
+        self, registry: DataRegistry, run_id: str, artifact_uri: str, rounds_logged: int = 0, last: int = 0
+    ) -> None:
+        self.registry = registry
+        self.run_id = run_id
+        self.artifact_uri = artifact_uri
+        self.rounds_logged = rounds_logged
+        self._last = last
+
+    @classmethod
+    def open(cls, plan: StudentPlan) -> StudentRun:
+        """Start a run, or take up the one that an interrupted training began.
+
+        Raises:
+            RegistryError: the MLflow store does not answer.
+        """
+        client, files = plan.registry.client, plan.files
+        with answering(plan.registry.uri):
+            if files.exists(RUN):
+                known = str(json.loads(files.read_bytes(RUN))["run_id"])
+                try:
+                    run = client.get_run(known)
+                    client.update_run(known, status="RUNNING")
+                    logged = client.get_metric_history(known, "loss")
+                    last = max((one.step for one in logged), default=0)
+                    return cls(plan.registry, known, str(run.info.artifact_uri), len(logged), last)
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                        raise
+            root = _store_of(plan)
+            run = client.create_run(experiment_id(client, root, plan.registry.uri), run_name=f"student {plan.name}")
+            run_id = str(run.info.run_id)
+            settings = _flat(plan.settings.model_dump(mode="json"))
+            client.log_batch(
+                run_id,
+                params=[Param(name, str(value)[:_PARAM]) for name, value in {**settings, **plan.data.counts}.items()],
+                tags=[
+                    RunTag("rfss.student", plan.name),
+                    RunTag("rfss.dataset", str(plan.dataset)),
+                    RunTag("rfss.dataset_digest", plan.dataset.digest),
+                ],
+            )
+        files.write_bytes(RUN, json.dumps({"run_id": run_id, "tracking_uri": plan.registry.uri}).encode())
+        return cls(plan.registry, run_id, str(run.info.artifact_uri))
+
+    def log_round(self, one: Round) -> None:
+        """Log loss and validation Dice of a round; of a round that was logged before the interruption nothing."""
+        if one.step <= self._last:
+            return
+        now = int(time.time() * 1000)
+        metrics = [Metric("loss", one.loss, now, one.step)]
+        if one.validation_dice is not None:
+            metrics.append(Metric("validation_dice", one.validation_dice, now, one.step))
+        with answering(self.registry.uri):
+            self.registry.client.log_batch(self.run_id, metrics=metrics)
+        self._last = one.step
+
+    def log_end(self, plan: StudentPlan, tested: Mapping[str, Mapping[str, Any]]) -> str:
+        """Log the test's figures and the model; return the model's URI."""
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(f"test_{kind}.{name}", part.mean, now, 0)
+            for kind, parts in tested.items()
+            for name, part in parts.items()
+            if part.mean is not None
+        ]
+        client = self.registry.client
+        with answering(self.registry.uri), tempfile.TemporaryDirectory(prefix="rfss-student-") as folder:
+            client.log_batch(self.run_id, metrics=metrics)
+            path = Path(folder) / MODEL
+            path.write_bytes(plan.files.read_bytes(MODEL))
+            client.log_artifact(self.run_id, str(path), _FOLDER)
+        return f"{self.artifact_uri}/{_FOLDER}"
+
+    def end(self, status: str) -> None:
+        """End the run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
+        with answering(self.registry.uri):
+            self.registry.client.set_terminated(self.run_id, status)
+
+
+def _store_of(plan: StudentPlan) -> Files:
+    workspace = plan.dataset.origin.workspace
+    return plan.files if workspace is None else workspace.files
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found

@@ -1,0 +1,223 @@
+"""Flow ``train_student``: a registered set and experts' labels in, a registered student with its lineage out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cohorts import save
+from published import CLASSES, OBLIQUE, Published, publish_dataset, record_of
+
+from flows.cli import main
+from flows.exit_codes import BAD_INPUT
+from flows.train_student import train_student
+from rfss_core.datasets import load
+from rfss_core.errors import InputError, SettingsError, UnknownDatasetError
+from rfss_core.imaging import discover, estimate_window, read_image, read_label
+from rfss_core.settings import ImagingSettings, StudentSettings, load_settings
+from rfss_core.store import Workspace
+from rfss_core.store.files import Files
+from rfss_core.training import SupervisedModel
+from rfss_core.training.student_data import gather
+from tasks.dataset_run import register_dataset
+from tasks.lineage import trace
+from tasks.registry import DataRegistry
+from tasks.student import StudentResult
+
+TRAINING = {"width": 4, "steps": 6, "round_steps": 2, "batch_size": 4, "image_size": 32}
+PATIENTS = 8
+
+
+def label_experts(published: Published, values: tuple[int, ...] = tuple(CLASSES)) -> None:
+    """Put labelled patients into the data set's workspace, as ingest does."""
+    rng = np.random.default_rng(5)
+    root, settings = published.workspace.parent / "experts", ImagingSettings()
+    for number in range(PATIENTS):
+        name = f"sub-x{number}.nii.gz"
+        save(root / "images" / name, rng.integers(0, 1000, (20, 24, 4)).astype(np.int16), OBLIQUE)
+        save(root / "labels" / name, rng.choice([0, *values], (20, 24, 4)).astype(np.uint8), OBLIQUE)
+    workspace = Workspace.open(published.workspace)
+    cases = discover(str(root / "images"), str(root / "labels"), settings).cases
+    for source in cases:
+        volume = read_image(source, settings)
+        window = estimate_window(volume.pixels, settings)
+        workspace.write_case(source, volume, window, read_label(source, volume.grid, settings), source.case_id)
+    workspace.write_manifest([], [*published.labels, *(source.case_id for source in cases)])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        published = publish_dataset(tmp_path_factory.mktemp("student"))
+        label_experts(published)
+        register_dataset(record_of(published), Files(published.workspace))
+    return published
+
+
+def asked(site: Published, **changes: object) -> StudentSettings:
+    given = {"dataset": "hearts@candidate", "registry": str(site.workspace), "training": TRAINING, "device": "cpu"}
+    return StudentSettings.model_validate(given | changes)
+
+
+@pytest.fixture(scope="module")
+def trained(site: Published) -> StudentResult:
+    return train_student(asked(site))
+
+
+def test_a_student_is_registered_with_what_it_was_made_from(site: Published, trained: StudentResult) -> None:
+    assert trained.student == "hearts/1"
+    assert trained.dataset == "hearts/1"
+    # Of 8 labelled patients the run held 6 out: 3 of them validate, 3 are tested.
+    assert trained.counts["validation_patients"] == trained.counts["test_patients"] == 3
+    assert trained.counts["expert_cases"] == 5
+    assert trained.counts["pseudo_cases"] == 2
+    assert set(trained.test_dice) == {"mean", *CLASSES.values()}
+    assert trained.test_dice["mean"].n == 3
+    model = SupervisedModel.from_bytes((Path(trained.folder) / "model.safetensors").read_bytes())
+    assert model.digest == trained.weights
+    assert not (Path(trained.folder) / "checkpoint.safetensors").exists()
+    registry = DataRegistry(f"sqlite:///{site.workspace / 'mlflow.db'}")
+    ids = [node.id for node in trace(registry, "student:hearts").nodes]
+    kinds = sorted(name.split(":")[0] for name in ids)
+    assert kinds == ["dataset", "run", "run", "student", "support"]
+    run = registry.client.get_run(trained.mlflow_run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.steps"] == "6"
+    assert [one.dataset.name for one in run.inputs.dataset_inputs] == ["hearts"]
+    losses = registry.client.get_metric_history(trained.mlflow_run_id, "loss")
+    assert [one.step for one in losses] == [2, 4, 6]
+    assert run.data.metrics["test_dice.mean"] == pytest.approx(trained.test_dice["mean"].mean)
+    path = registry.client.download_artifacts(trained.mlflow_run_id, "model/model.safetensors")
+    assert SupervisedModel.from_bytes(Path(path).read_bytes()).digest == trained.weights
+
+
+def test_the_same_student_is_trained_once(site: Published, trained: StudentResult) -> None:
+    again = train_student(asked(site))
+    assert again.trained_before
+    assert again.student == trained.student
+    assert again.mlflow_run_id == trained.mlflow_run_id
+
+
+def test_a_killed_training_goes_on_to_the_same_student(
+    site: Published, trained: StudentResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from tasks.student_run import StudentRun
+
+    log_round = StudentRun.log_round
+
+    def die_in_the_second(self: StudentRun, one: object) -> None:
+        log_round(self, one)
+        if one.step == 4:
+            raise KeyboardInterrupt
+
+    settings = asked(site, folder=str(tmp_path), name="other")
+    with monkeypatch.context() as patch:
+        patch.setattr(StudentRun, "log_round", die_in_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            train_student(settings)
+    [folder] = (tmp_path / "other").iterdir()
+    assert (folder / "checkpoint.safetensors").exists()
+    result = train_student(settings)
+    assert result.weights == trained.weights
+    assert not result.trained_before
+    registry = DataRegistry(f"sqlite:///{site.workspace / 'mlflow.db'}")
+    losses = registry.client.get_metric_history(result.mlflow_run_id, "loss")
+    assert [one.step for one in losses] == [2, 4, 6]
+    assert registry.client.get_run(result.mlflow_run_id).info.status == "FINISHED"
+
+
+def test_ignored_voxels_and_weights_reach_the_training(site: Published) -> None:
+    dataset = load(str(site.workspace), log_input=False)
+    data = gather(dataset, asked(site, ignore=0.5))
+    pseudo = [row for row, expert in enumerate(data.provenance.expert) if not expert]
+    assert data.provenance.ignore == max(CLASSES) + 1
+    assert all((data.slices.mask(row) == data.provenance.ignore).any() for row in pseudo)
+    assert not any((data.slices.mask(row) > max(CLASSES)).any() for row in range(min(pseudo)))
+    by_case = {case.id: case.weight for case in dataset.cases()}
+    assert [data.provenance.weights[row] for row in pseudo] == [
+        by_case[data.slices.ids[row].rsplit(":", 1)[0]] for row in pseudo
+    ]
+    plain = gather(dataset, asked(site, weighted=False))
+    assert set(plain.provenance.weights) == {1.0}
+    assert len({data.digest, plain.digest, gather(dataset, asked(site)).digest}) == 3
+    tested = {case.patient for case in data.test}
+    assert not tested & set(data.slices.patients)
+
+
+def test_experts_of_another_folder(site: Published) -> None:
+    experts = site.workspace.parent / "experts"
+    own = asked(site, images=str(experts / "images"), labels=str(experts / "labels"), test_share=0.25)
+    data = gather(load(str(site.workspace), log_input=False), own)
+    assert data.provenance.validates is None
+    assert data.counts["test_patients"] == 2
+    assert data.counts["expert_patients"] == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"dataset": "nobody@champion"}, UnknownDatasetError, "no data set 'nobody'"),
+        ({"dataset": "hearts@champion"}, UnknownDatasetError, "champion"),
+        ({"decisions": ["reject"], "dataset": "hearts/1"}, InputError, "every pseudo-labelled|no case|validates"),
+        ({"device": "abacus"}, SettingsError, "'abacus' is not a device"),
+    ],
+)
+def test_bad_input_is_refused(site: Published, changes: dict[str, object], error: type, message: str) -> None:
+    settings = asked(site, **changes)
+    if changes.get("decisions"):
+        site = publish_dataset(site.workspace.parent / "accepted only", decisions=("accept", "accept"))
+        settings = asked(site, dataset=str(site.workspace), **{k: v for k, v in changes.items() if k != "dataset"})
+    with pytest.raises(error, match=message):
+        train_student(settings)
+
+
+def test_classes_that_differ_are_named(tmp_path: Path) -> None:
+    site = publish_dataset(tmp_path)
+    label_experts(site, (1, 2))
+    with pytest.raises(InputError, match=r"holds class 2, but 'hearts' has the classes \{1: 'shell', 3: 'core'\}"):
+        gather(load(str(site.workspace), log_input=False), asked(site))
+
+
+def test_settings_that_make_no_sense() -> None:
+    with pytest.raises(SettingsError, match="given together"):
+        load_settings({"dataset": "a@b", "images": "x"}, model=StudentSettings)
+    with pytest.raises(SettingsError, match="dataset is missing"):
+        load_settings({}, model=StudentSettings)
+    schema = StudentSettings.model_json_schema()
+    assert all("description" in field for field in schema["properties"].values())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["hearts@nobody"], "nobody"),
+        (["hearts@candidate", "--ignore", "2"], "ignore"),
+        (["hearts@candidate", "--device", "abacus"], "'abacus' is not a device"),
+        (["hearts@candidate", "--decision", "maybe"], "decisions"),
+    ],
+)
+def test_a_bad_command_is_one_line(
+    site: Published, given: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", *given, "--workspace", str(site.workspace)])
+    assert ended.value.code == BAD_INPUT
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_command_says_what_it_did(site: Published, trained: StudentResult, tmp_path: Path) -> None:
+    config = tmp_path / "student.yaml"
+    config.write_text(json.dumps({"training": TRAINING, "device": "cpu"}))
+    command = [sys.executable, "-m", "flows.cli", "train", "hearts@candidate", "--workspace", str(site.workspace)]
+    done = subprocess.run([*command, "--config", str(config)], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"student {trained.student}, data set hearts/1" in done.stdout
+    assert "(trained before)" in done.stdout

@@ -1,0 +1,122 @@
+"""A real ``rfss serve`` for tests, and what a client of its Prefect API does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+PATIENCE_S = 600.0
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class ServiceUnderTest:
+    """The command's process and its API."""
+
+    def __init__(self, home: Path, *options: str) -> None:
+        self.home = home
+        self.port, self.mlflow_port = free_port(), free_port()
+        self.api = f"http://127.0.0.1:{self.port}/api"
+        self.ui = f"http://127.0.0.1:{self.port}"
+        self.arguments = [
+            "serve", "--home", str(home), "--port", str(self.port), "--mlflow-port", str(self.mlflow_port), *options
+        ]  # fmt: skip
+        self.output = home.parent / "serve.log"
+        with self.output.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "flows.cli", *self.arguments], stdout=log, stderr=log, env=clean_environment()
+            )
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text(encoding="utf-8")
+
+    def until_ready(self) -> None:
+        until(lambda: "ready after" in self.said or self.process.poll() is not None, "the service is ready")
+        assert self.process.poll() is None, self.said
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(PATIENCE_S)
+
+    def call(self, method: str, path: str, **body: Any) -> Any:
+        answer = httpx.request(
+            method, f"{self.api}{path}", timeout=60, trust_env=False, **({"json": body} if body else {})
+        )
+        assert answer.is_success, f"{answer.status_code}: {answer.text}"
+        return answer.json() if answer.content else None
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        return dict(self.call("GET", f"/deployments/name/{name}"))
+
+    def start(self, name: str, settings: dict[str, Any]) -> httpx.Response:
+        """Start a run as the UI's form does."""
+        path = f"{self.api}/deployments/{self.deployment(name)['id']}/create_flow_run"
+        return httpx.post(path, json={"parameters": {"settings": settings}}, timeout=60, trust_env=False)
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        return dict(self.call("GET", f"/flow_runs/{run_id}"))
+
+    def ended(self, run_id: str) -> dict[str, Any]:
+        until(lambda: self.run(run_id)["state_type"] in ENDED, f"run {run_id} ends")
+        return self.run(run_id)
+
+    def runs_of(self, name: str, *states: str) -> list[dict[str, Any]]:
+        found = self.call("POST", "/flow_runs/filter", deployments={"id": {"any_": [self.deployment(name)["id"]]}})
+        return [run for run in found if run["state_type"] in states]
+
+    def artifacts(self, run_id: str) -> dict[str, dict[str, Any]]:
+        found = self.call("POST", "/artifacts/filter", flow_runs={"id": {"any_": [run_id]}})
+        return {artifact["key"]: artifact for artifact in found}
+
+    def logs(self, run_id: str) -> str:
+        found = self.call("POST", "/logs/filter", logs={"flow_run_id": {"any_": [run_id]}}, limit=200)
+        return "\n".join(line["message"] for line in found)
+
+
+def clean_environment() -> dict[str, str]:
+    """Return an environment that knows no server of this test session."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(
+            ("PREFECT_API", "PREFECT_HOME", "PREFECT_PROFILE", "PREFECT_SERVER", "MLFLOW_", "RFSS_HOME")
+        )
+    }
+
+
+def until(true: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
+    deadline = time.monotonic() + patience_s
+    while not true():
+        assert time.monotonic() < deadline, f"not within {patience_s:g} s: {what}"
+        time.sleep(0.5)
+
+
+@contextmanager
+def serving(home: Path, *options: str) -> Iterator[ServiceUnderTest]:
+    service = ServiceUnderTest(home, *options)
+    try:
+        service.until_ready()
+        yield service
+    finally:
+        service.end()

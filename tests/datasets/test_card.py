@@ -17,23 +17,48 @@ from rfss_core.datasets.card import (
 )
 
 CARD = DataCard(
-    name="hearts", digest="d" * 64, status="accepted", cases=40, slices=400,
+    name="hearts",
+    digest="d" * 64,
+    status="accepted",
+    cases=40,
+    slices=400,
     decisions={"accept": 30, "review": 8, "reject": 2},
     rows=[
         CardRow("1", "a | b".replace("|", "\\|"), "0.812", "0.700 to 0.900", 9, "3.1", "0.700"),
         CardRow("", "mean", "0.812", "n/a", 9, "n/a", "0.700"),
     ],
-    held_out_cases=12, support_cases=20, support_slices=180, support_digest="e" * 64, quarantined=1, accept_dice="0.8",
-    reject_dice="0.5", confidence="90", mae="0.041", coverage="92 %", preset="tiny", k=8, embedding="v",
-    segmentation="s", fingerprint="f" * 64, code="0.1.0+abc", metrics_library="MONAI 1.6.1",
-    unit="mm", notes=["One & only <note>"],
-)  # fmt: skip
+    held_out_cases=12,
+    support_cases=20,
+    support_slices=180,
+    support_digest="e" * 64,
+    quarantined=1,
+    accept_dice="0.8",
+    reject_dice="0.5",
+    confidence="90",
+    mae="0.041",
+    coverage="92 %",
+    preset="tiny",
+    k=8,
+    embedding="v",
+    segmentation="s",
+    fingerprint="f" * 64,
+    code="0.1.0+abc",
+    metrics_library="MONAI 1.6.1",
+    unit="mm",
+    notes=["One & only <note>"],
+)
 
 
 def test_a_card_is_markdown_with_what_the_run_knows() -> None:
     text = render_card(CARD)
-    for wanted in ("# hearts", "| 1 | a \\| b | 0.812 | 0.700 to 0.900 | 9 | 3.1 | 0.700 |", "| accept | 30 |",
-                   "One & only <note>", 'load("hearts@champion")', STUDENT_HEADING, UNKNOWN_STUDENT):  # fmt: skip
+    for wanted in (
+        "# hearts",
+        "| 1 | a \\| b | 0.812 | 0.700 to 0.900 | 9 | 3.1 | 0.700 |",
+        "| accept | 30 |",
+        "One & only <note>",
+        'load("hearts@champion")',
+        f"{STUDENT_HEADING}\n\n{UNKNOWN_STUDENT}",
+    ):
         assert wanted in text
     rows = [line for line in text.splitlines() if line.startswith("|") and "class" in line]
     assert rows

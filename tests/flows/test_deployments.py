@@ -9,6 +9,8 @@ from pathlib import Path
 
 from prefect.client.orchestration import get_client
 
+from flows.service.deployments import SERVED
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -29,9 +31,19 @@ def test_deployments_reach_the_server_with_a_form_that_explains_itself() -> None
     with get_client(sync_client=True) as client:
         label = client.read_deployment_by_name("label-dataset/label-dataset")
         evaluate = client.read_deployment_by_name("evaluate/evaluate")
+        nightly = client.read_deployment_by_name("label-dataset/nightly")
+        for served in SERVED:
+            client.read_deployment_by_name(f"{served.load().name}/{served.name}")
     assert label.work_pool_name == evaluate.work_pool_name == "rfss"
     assert label.global_concurrency_limit is not None
     assert label.global_concurrency_limit.limit == 1
+    assert nightly.global_concurrency_limit is not None
+    assert nightly.global_concurrency_limit.limit == 1
+    assert nightly.concurrency_options is not None
+    assert nightly.concurrency_options.collision_strategy == "CANCEL_NEW"
+    (schedule,) = nightly.schedules
+    # Without parameters a run could only fail.
+    assert not schedule.active
     schema = label.parameter_openapi_schema
     definitions = schema["definitions"]
     fields = definitions["LabelSettings"]["properties"]

@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import default_collate
 from transformers import Dinov2WithRegistersModel, Sam2VideoModel
 
-from rfss_core.errors import ModelError
+import rfss_core
+from rfss_core.errors import ModelError, SettingsError
 from rfss_core.pretraining.checkpoint import average_checkpoints, load_checkpoint, save_checkpoint
 from rfss_core.pretraining.conditioning import InContextSam2
 from rfss_core.pretraining.embedder import (
@@ -102,6 +103,49 @@ def test_checkpoints_of_the_other_kind_are_refused(tmp_path: Path):
         load_checkpoint(tmp_path, "sam2")
     with pytest.raises(ModelError, match="train first"):
         export(tmp_path / "nowhere", tmp_path / "out")
+
+
+def small_settings(**changes) -> TrainingSettings:
+    return TrainingSettings(**{"size": 56, "groups": 1, "members": 2, "warmup": 0, "horizon": 1} | changes)
+
+
+def test_a_training_starts_from_the_weights_of_a_folder_and_its_export_says_so(tmp_path: Path):
+    data = LabelledGroupDataset([], 56, 2)
+    train(AgreementObjective(small_settings()), data, small_settings(), tmp_path / "first", steps=1)
+    export(tmp_path / "first", tmp_path / "out")
+    # No step at all: what is kept is what it started from.
+    settings = small_settings(start=str(tmp_path / "out"))
+    begun = train(AgreementObjective(settings), data, settings, tmp_path / "second", steps=0)
+    stored = Dinov2WithRegistersModel.from_pretrained(tmp_path / "out").state_dict()
+    for name, value in begun.weights.items():
+        assert torch.equal(value, stored[name]), name
+    export(tmp_path / "second", tmp_path / "again")
+    said = json.loads((tmp_path / "again" / "config.json").read_text())["rfss"]
+    assert said["started_from"]["steps"] == 1
+    assert said["device"] == "cpu"
+
+
+def test_a_start_that_cannot_be_is_refused(tmp_path: Path):
+    data = LabelledGroupDataset([], 56, 2)
+    missing = small_settings(start=str(tmp_path / "nowhere"))
+    with pytest.raises(ModelError, match="nowhere"):
+        train(AgreementObjective(missing), data, missing, tmp_path / "run", steps=1)
+    foreign = small_settings(start=str(Path(rfss_core.__file__).parent / "weights" / "sam2-tiny"))
+    with pytest.raises(ModelError, match="does not fit"):
+        train(AgreementObjective(foreign), data, foreign, tmp_path / "run", steps=1)
+    endless = small_settings(horizon=None)
+    with pytest.raises(SettingsError, match="--minutes"):
+        train(AgreementObjective(endless), data, endless, tmp_path / "run")
+
+
+def test_without_a_horizon_the_rate_falls_with_the_time():
+    settings = small_settings(horizon=None, warmup=3, learning_rate=1.0)
+    rates = [learning_rate(3, settings, share) for share in (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)]
+    assert rates[0] == 1.0
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == rates[-2] == pytest.approx(0.02)
+    # The warm-up counts steps all the same.
+    assert learning_rate(0, settings, 0.9) == pytest.approx(1 / 3)
 
 
 def test_average_of_branches_lies_between_them_and_trains_on(tmp_path: Path):

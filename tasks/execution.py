@@ -79,6 +79,8 @@ class InlineExecutor:
         """See :class:`Executor`; results come in the items' order."""
         work = Work(function, stage, self._cores, self._policy)
         threads = threads_for(stage, self._cores)
+        # The libraries are imported here, where nothing but the user interrupts it.
+        configure_threads(threads)
 
         def call(item: Item) -> tuple[Result | Failure, tuple[Retry, ...]]:
             configure_threads(threads)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +14,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+POLL_S = 0.01
 WIDTH = 3
 """One chunk that reads, one that computes, one that writes."""
 
@@ -54,6 +57,26 @@ def overlapped(
             yield first, future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        for thread in list(busy):
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_Stopped))
+        _interrupt(busy)
         pool.shutdown(wait=True)
+
+
+def _interrupt(busy: set[int]) -> None:
+    """Raise :class:`_Stopped` in each of the threads, as soon as it imports nothing."""
+    waiting = set(busy)
+    while waiting := waiting & busy:
+        for thread in list(waiting):
+            if not _imports(thread):
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_Stopped))
+                waiting.discard(thread)
+        time.sleep(POLL_S)
+
+
+def _imports(thread: int) -> bool:
+    # An import that is interrupted keeps its module's lock for ever: whoever imports that module next never returns.
+    frame = sys._current_frames().get(thread)  # noqa: SLF001 - the one way to see another thread's stack
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+            return True
+        frame = frame.f_back
+    return False

@@ -126,6 +126,9 @@ class Lease:
 
     def _renew(self) -> None:
         with self._renewing:
+            if self._lost is not None:
+                # The thread that waited here first saw it, and has cleared the number away.
+                return
             self._content = replace(self._content, beat=self._content.beat + 1)
             _write(self._files, self._number, self._content)
             # After writing: who took over while this run slept has cleared its number away, and has a higher one.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -66,3 +69,29 @@ def test_who_stops_reading_stops_the_work() -> None:
         results.throw(KeyboardInterrupt())
     assert len(begun) <= 4
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("rfss-chunk")]
+
+
+def test_an_import_ends_before_its_thread_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An import that an exception from outside cuts short can keep its module's lock for ever."""
+    (tmp_path / "slow_to_import.py").write_text(
+        "import time\n"
+        "deadline = time.monotonic() + 0.5\n"
+        "while time.monotonic() < deadline:\n    time.sleep(0.001)\n"
+        "whole = True\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importing = threading.Event()
+
+    def call(number: int) -> None:
+        if number:
+            importing.set()
+            importlib.import_module("slow_to_import")
+            while True:
+                time.sleep(0.001)
+
+    results = overlapped(call, range(3))
+    assert next(results)[0] == 0
+    assert importing.wait(10)
+    with pytest.raises(KeyboardInterrupt):
+        results.throw(KeyboardInterrupt())
+    assert sys.modules["slow_to_import"].whole

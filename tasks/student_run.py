@@ -93,7 +93,7 @@ class StudentRun:
         metrics = [Metric("loss", one.loss, now, one.step)]
         if one.validation_dice is not None:
             metrics.append(Metric("validation_dice", one.validation_dice, now, one.step))
-        with answering(self.registry.uri):
+        with answering(self.registry.uri, patient=True):
             self.registry.client.log_batch(self.run_id, metrics=metrics)
         self._last = one.step
 
@@ -107,7 +107,7 @@ class StudentRun:
             if part.mean is not None
         ]
         client = self.registry.client
-        with answering(self.registry.uri), tempfile.TemporaryDirectory(prefix="rfss-student-") as folder:
+        with answering(self.registry.uri, patient=True), tempfile.TemporaryDirectory(prefix="rfss-student-") as folder:
             client.log_batch(self.run_id, metrics=metrics)
             path = Path(folder) / MODEL
             path.write_bytes(plan.files.read_bytes(MODEL))

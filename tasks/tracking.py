@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -153,6 +154,11 @@ def answering(uri: str, *, patient: bool = False) -> Iterator[None]:
     except SQLAlchemyError as error:
         reason = str(error).splitlines()[0]
         raise RegistryError(f"MLflow's store {uri} cannot be used: {reason}; restore it, or name another") from error
+
+
+def metric_name(name: str) -> str:
+    """Return a name as MLflow allows it for a metric; names of classes are the user's."""
+    return re.sub(r"[^A-Za-z0-9_.\- /]", "_", name)
 
 
 def _reached(uri: str) -> bool:

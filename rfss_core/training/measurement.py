@@ -10,9 +10,9 @@ import torch
 
 from rfss_core.quality import CaseMeasurement, case_metrics
 from rfss_core.settings import QualitySettings
+from rfss_core.training.expert_case import ExpertCase
 from rfss_core.training.model import SupervisedModel
 from rfss_core.training.segmenter import SupervisedSegmenter
-from rfss_core.training.student_data import ExpertCase
 
 
 def label_case(model: SupervisedModel, case: ExpertCase, device: torch.device) -> npt.NDArray[np.uint8]:

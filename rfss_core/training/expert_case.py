@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from rfss_core.imaging import CaseSource, estimate_window, normalise, read_image, read_label
+from rfss_core.digest import digest_array
+from rfss_core.imaging import CaseSource, estimate_window, normalise, read_image, read_label, source_digest
 from rfss_core.settings import ImagingSettings
 from rfss_core.store.images import StoredCase
 
@@ -21,9 +23,21 @@ class ExpertCase:
     patient: str
     digest: str
     """sha256 over image and label."""
+    pixels: str
+    """sha256 of the image's pixels as :func:`rfss_core.digest.digest_array` takes it."""
     stored: StoredCase | None = None
     source: CaseSource | None = None
     settings: ImagingSettings | None = None
+
+    @classmethod
+    def of(cls, source: CaseSource, settings: ImagingSettings) -> Self:
+        """Return the case that lies in files.
+
+        Raises:
+            CaseError: they cannot be read.
+        """
+        pixels = digest_array(read_image(source, settings).pixels)
+        return cls(source.case_id, source.patient, source_digest(source), pixels, source=source, settings=settings)
 
     @cached_property
     def _read(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], tuple[float, float, float]]:

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from rfss_core.datasets import PseudoLabelCase, PseudoLabelSet
 from rfss_core.digest import digest_json
 from rfss_core.errors import InputError
-from rfss_core.imaging import discover, source_digest
+from rfss_core.imaging import discover
 from rfss_core.imaging.case import REVIEWED_SOURCE
-from rfss_core.quality import split_patients, with_reviewed
+from rfss_core.quality import SplitCase, refuse_leak, split_cases, split_patients, with_reviewed
 from rfss_core.settings import ImagingSettings, StudentSettings
 from rfss_core.store import Manifest
 from rfss_core.training.expert_case import ExpertCase
@@ -113,9 +113,12 @@ def gather(dataset: PseudoLabelSet, settings: StudentSettings) -> StudentData:
 
     Raises:
         InputError: no accepted case, no expert's case within reach, or classes that differ.
+        LeakError: an image that is tested trains too, under another patient's name.
     """
     pseudo = dataset.cases(settings.decisions)
-    experts = _own_cases(settings) if settings.images is not None else _workspace_cases(dataset)
+    # Read as the labelling run read its images: a patient must have one name on both sides.
+    own = settings.images is not None
+    experts = _own_cases(settings, dataset.origin.settings) if own else _workspace_cases(dataset)
     if not experts:
         raise InputError(
             f"no expert's case is within reach of data set '{dataset}'; name the labelled images and their labels with "
@@ -129,6 +132,7 @@ def gather(dataset: PseudoLabelSet, settings: StudentSettings) -> StudentData:
         raise InputError(f"every pseudo-labelled case of '{dataset}' is of a patient who validates or is tested")
     trains = any(case.patient not in (validates or set()) for case in training)
     test = [case for case in experts if case.patient in tested]
+    _refuse_leak(training, pseudo, test, dataset)
     alone = _data(dataset, training, [], test, validates, settings) if trains else None
     return replace(_data(dataset, training, pseudo, test, validates, settings), alone=alone)
 
@@ -175,6 +179,21 @@ def _data(
     return StudentData(slices, provenance, test, dataset.classes, digest_json(parts), counts)
 
 
+def _refuse_leak(
+    training: Sequence[ExpertCase],
+    pseudo: Sequence[PseudoLabelCase],
+    test: Sequence[ExpertCase],
+    dataset: PseudoLabelSet,
+) -> None:
+    """Look for copies of tested images among those that train; of pseudo-labelled ones where the workspace is there."""
+    workspace = dataset.origin.workspace
+    cases = None if workspace is None else Manifest.read(workspace.files).cases
+    trains = [SplitCase(case.id, case.patient, case.pixels) for case in training]
+    if cases is not None:
+        trains += split_cases(cases, [case.id for case in pseudo])
+    refuse_leak(trains, [SplitCase(case.id, case.patient, case.pixels) for case in test])
+
+
 def _divide(
     experts: Sequence[ExpertCase], dataset: PseudoLabelSet, settings: StudentSettings
 ) -> tuple[set[str], set[str] | None]:
@@ -212,16 +231,17 @@ def _workspace_cases(dataset: PseudoLabelSet) -> list[ExpertCase]:
     found = []
     for row in cases[cases["labelled"]].itertuples():
         stored = workspace.case(str(row.case_id))
-        found.append(ExpertCase(str(row.case_id), str(row.patient), stored.source_digest, stored=stored))
+        found.append(
+            ExpertCase(str(row.case_id), str(row.patient), stored.source_digest, str(row.pixel_digest), stored=stored)
+        )
     return sorted(found, key=lambda case: case.id)
 
 
-def _own_cases(settings: StudentSettings) -> list[ExpertCase]:
-    imaging = ImagingSettings()
+def _own_cases(settings: StudentSettings, imaging: ImagingSettings) -> list[ExpertCase]:
     assert settings.images is not None
     found = discover(settings.images, settings.labels, imaging)
     return [
-        ExpertCase(case.case_id, case.patient, source_digest(case), source=case, settings=imaging)
+        ExpertCase.of(case, imaging)
         for case in sorted(found.cases, key=lambda case: case.case_id)
         if case.label is not None
     ]

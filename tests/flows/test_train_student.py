@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,8 @@ from flows.exit_codes import BAD_INPUT
 from flows.train_student import train_student
 from rfss_core.datasets import load
 from rfss_core.datasets.reference import DatasetReference
-from rfss_core.errors import InputError, SettingsError, UnknownDatasetError
-from rfss_core.imaging import discover, estimate_window, read_image, read_label
+from rfss_core.errors import InputError, LeakError, SettingsError, UnknownDatasetError
+from rfss_core.imaging import discover, estimate_window, read_image, read_label, write_label
 from rfss_core.settings import ImagingSettings, StudentSettings, load_settings
 from rfss_core.store import Workspace
 from rfss_core.store.files import Files
@@ -233,6 +234,29 @@ def test_experts_of_another_folder(site: Published) -> None:
     assert data.provenance.validates is None
     assert data.counts["test_patients"] == 2
     assert data.counts["expert_patients"] == 6
+
+
+def test_a_tested_image_that_trains_under_another_name_is_caught(site: Published, tmp_path: Path) -> None:
+    experts = site.workspace.parent / "experts"
+    dataset = load(str(site.workspace), log_input=False)
+    clean, leaky, pseudo = (Path(shutil.copytree(experts, tmp_path / name)) for name in ("clean", "leaky", "pseudo"))
+    for part in ("images", "labels"):
+        for number in range(PATIENTS):
+            shutil.copy(leaky / part / f"sub-x{number}.nii.gz", leaky / part / f"sub-y{number}.nii.gz")
+    # An expert labelled what the data set holds a pseudo-label of, and calls the patient otherwise.
+    case = dataset.cases()[0]
+    for number in range(PATIENTS):
+        shutil.copy(case.source.image, pseudo / "images" / f"sub-x{number}.nii.gz")
+        write_label(case.label(), case.grid, pseudo / "labels" / f"sub-x{number}.nii.gz")
+
+    def own(folder: Path) -> StudentSettings:
+        return asked(site, images=str(folder / "images"), labels=str(folder / "labels"))
+
+    gather(dataset, own(clean))
+    with pytest.raises(LeakError, match="has the very pixels of 'sub-"):
+        gather(dataset, own(leaky))
+    with pytest.raises(LeakError, match="has the very pixels of"):
+        gather(dataset, own(pseudo))
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from tasks.student import StudentResult
+from tasks.student_result import StudentResult, gain_text
 
 
 def show_student(console: Console, result: StudentResult) -> None:
@@ -33,6 +30,11 @@ def show_student(console: Console, result: StudentResult) -> None:
         console.print(table)
     else:
         console.print("[yellow]note:[/] no expert's patient was left for a test; raise --test-share or label more")
+    if (compared := result.comparison) is not None:
+        mean = compared.alone.tested.dice["mean"].mean
+        said = "n/a" if mean is None else f"{mean:.3f}"
+        line = f"experts' labels alone: Dice {said}; gain of the pseudo-labels {gain_text(compared.gain)}: "
+        console.print(escape(line + compared.verdict), highlight=False, soft_wrap=True)
     counts = result.counts
     best = "" if result.best_validation_dice is None else f", best validation Dice {result.best_validation_dice:.3f}"
     parts = f"{counts['expert_cases']} expert and {counts['pseudo_cases']} pseudo-labelled cases"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from prefect import flow
@@ -17,8 +17,11 @@ from rfss_core.errors import RfssError
 from rfss_core.events import EventStream
 from rfss_core.settings import StudentSettings
 from rfss_core.store.lease import take
+from tasks.comparison import compare_student, wanted
 from tasks.progress import PrefectProgress, log_event
-from tasks.student import StudentResult, fit_student, gather_student, known_result, register, try_student
+from tasks.student import fit_student, known_result, register, try_student
+from tasks.student_plan import StudentPlan, gather_student
+from tasks.student_result import StudentResult, card_text
 from tasks.student_run import StudentRun
 
 LEASE_S = 60.0
@@ -33,8 +36,8 @@ Found = TypeVar("Found")
 def train_student(settings: StudentSettings) -> StudentResult:
     """Train a student on a registered data set plus the experts' labels, test it, and register it with its data set.
 
-    Stages: gather -> train -> test -> register. A run that was interrupted goes on after its last round; the same
-    settings on the same data set are trained once.
+    Stages: gather -> train -> test -> register -> compare. A run that was interrupted goes on after its last round;
+    the same settings on the same data set are trained once.
 
     Args:
         settings: Everything that the student depends on; only ``dataset`` has no default.
@@ -59,23 +62,32 @@ def train_student(settings: StudentSettings) -> StudentResult:
 
     plan = timed("gather", lambda: gather_student(settings))
     with take(plan.files, LEASE_S, waiting=log.warning) as lease:
-        if (known := known_result(plan)) is not None:
-            _show(known)
-            return known
-        events = EventStream([lambda _: lease.check(), terminal_listener.get() or log_event, PrefectProgress()])
-        run = StudentRun.open(plan)
-        try:
-            trained = timed("train", lambda: fit_student(plan, run, events))
-            tested = timed("test", lambda: try_student(plan, trained, events))
-            result = register(plan, run, trained, tested, seconds)
-        except BaseException as error:
-            # The run's own error is the one to be seen.
-            with suppress(RfssError):
-                run.end("FAILED" if isinstance(error, Exception) else "KILLED")
-            raise
-        run.end("FINISHED")
+        result = known_result(plan)
+        if result is None or wanted(plan, result):
+            events = EventStream([lambda _: lease.check(), terminal_listener.get() or log_event, PrefectProgress()])
+            with _recorded(plan) as run:
+                if result is None:
+                    trained = timed("train", lambda: fit_student(plan, run, events))
+                    tested = timed("test", lambda: try_student(plan, trained, events))
+                    result = register(plan, run, trained, tested, seconds)
+                if wanted(plan, result):
+                    result = compare_student(plan, run, result, events, log.warning)
     _show(result)
     return result
+
+
+@contextmanager
+def _recorded(plan: StudentPlan) -> Iterator[StudentRun]:
+    """Hold the student's MLflow run open, and say there how it ended."""
+    run = StudentRun.open(plan)
+    try:
+        yield run
+    except BaseException as error:
+        # The run's own error is the one to be seen.
+        with suppress(RfssError):
+            run.end("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    run.end("FINISHED")
 
 
 def _show(result: StudentResult) -> None:
@@ -94,7 +106,7 @@ def _show(result: StudentResult) -> None:
     counts = "".join(f"- {name.replace('_', ' ')}: {count}\n" for name, count in result.counts.items())
     text = (
         f"# Student {result.student}\n\n{result.network} on data set {result.dataset}, {result.steps} steps on "
-        f"{result.device}.\n\n{counts}\nMLflow run `{result.mlflow_run_id}`, model in `{result.folder}`"
+        f"{result.device}.\n\n{card_text(result)}\n\n{counts}\nModel in `{result.folder}`"
     )
     try:
         if rows:

@@ -16,10 +16,11 @@ from rfss_core.store.files import Files
 from rfss_core.training import Round
 from tasks.dataset_run import experiment_id
 from tasks.registry import DataRegistry
-from tasks.tracking import answering
+from tasks.tracking import answering, metric_name
 
 if TYPE_CHECKING:
-    from tasks.student import StudentPlan
+    from tasks.student_plan import StudentPlan
+    from tasks.student_result import Comparison, Tested
 
 MODEL = "model.safetensors"
 RUN = "mlflow_run.json"
@@ -89,30 +90,40 @@ class StudentRun:
         """Log loss and validation Dice of a round; of a round that was logged before the interruption nothing."""
         if one.step <= self._last:
             return
-        now = int(time.time() * 1000)
-        metrics = [Metric("loss", one.loss, now, one.step)]
-        if one.validation_dice is not None:
-            metrics.append(Metric("validation_dice", one.validation_dice, now, one.step))
-        with answering(self.registry.uri):
-            self.registry.client.log_batch(self.run_id, metrics=metrics)
+        self._log_round(one, "")
         self._last = one.step
 
-    def log_end(self, plan: StudentPlan, tested: Mapping[str, Mapping[str, Any]]) -> str:
+    def log_round_alone(self, one: Round) -> None:
+        """Log a round of the network on the experts' labels alone."""
+        self._log_round(one, "alone_")
+
+    def _log_round(self, one: Round, prefix: str) -> None:
+        metrics = {f"{prefix}loss": one.loss}
+        if one.validation_dice is not None:
+            metrics[f"{prefix}validation_dice"] = one.validation_dice
+        self._log(metrics, one.step)
+
+    def log_end(self, plan: StudentPlan, tested: Tested) -> str:
         """Log the test's figures and the model; return the model's URI."""
-        now = int(time.time() * 1000)
-        metrics = [
-            Metric(f"test_{kind}.{name}", part.mean, now, 0)
-            for kind, parts in tested.items()
-            for name, part in parts.items()
-            if part.mean is not None
-        ]
+        self._log(_figures("test", tested))
         client = self.registry.client
-        with answering(self.registry.uri), tempfile.TemporaryDirectory(prefix="rfss-student-") as folder:
-            client.log_batch(self.run_id, metrics=metrics)
+        with answering(self.registry.uri, patient=True), tempfile.TemporaryDirectory(prefix="rfss-student-") as folder:
             path = Path(folder) / MODEL
             path.write_bytes(plan.files.read_bytes(MODEL))
             client.log_artifact(self.run_id, str(path), _FOLDER)
         return f"{self.artifact_uri}/{_FOLDER}"
+
+    def log_comparison(self, comparison: Comparison) -> None:
+        """Log the figures of the network on the experts' labels alone, and the gain over it."""
+        gain = {"gain_dice.mean": comparison.gain.mean} if comparison.gain.mean is not None else {}
+        self._log({**_figures("alone", comparison.alone.tested), **gain})
+
+    def _log(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        now = int(time.time() * 1000)
+        with answering(self.registry.uri, patient=True):
+            self.registry.client.log_batch(
+                self.run_id, metrics=[Metric(metric_name(name), value, now, step) for name, value in metrics.items()]
+            )
 
     def end(self, status: str) -> None:
         """End the run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
@@ -123,6 +134,15 @@ class StudentRun:
 def _store_of(plan: StudentPlan) -> Files:
     workspace = plan.dataset.origin.workspace
     return plan.files if workspace is None else workspace.files
+
+
+def _figures(prefix: str, tested: Tested) -> dict[str, float]:
+    return {
+        f"{prefix}_{kind}.{name}": part.mean
+        for kind, parts in (("dice", tested.dice), ("hd95", tested.hd95))
+        for name, part in parts.items()
+        if part.mean is not None
+    }
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,9 @@ from flows.cli import main
 from flows.exit_codes import BAD_INPUT
 from flows.train_student import train_student
 from rfss_core.datasets import load
-from rfss_core.errors import InputError, SettingsError, UnknownDatasetError
-from rfss_core.imaging import discover, estimate_window, read_image, read_label
+from rfss_core.datasets.reference import DatasetReference
+from rfss_core.errors import InputError, LeakError, SettingsError, UnknownDatasetError
+from rfss_core.imaging import discover, estimate_window, read_image, read_label, write_label
 from rfss_core.settings import ImagingSettings, StudentSettings, load_settings
 from rfss_core.store import Workspace
 from rfss_core.store.files import Files
@@ -26,7 +28,7 @@ from rfss_core.training.student_data import gather
 from tasks.dataset_run import register_dataset
 from tasks.lineage import trace
 from tasks.registry import DataRegistry
-from tasks.student import StudentResult
+from tasks.student_result import StudentResult, card_text
 
 TRAINING = {"width": 4, "steps": 6, "round_steps": 2, "batch_size": 4, "image_size": 32}
 PATIENTS = 8
@@ -131,6 +133,82 @@ def test_a_killed_training_goes_on_to_the_same_student(
     assert registry.client.get_run(result.mlflow_run_id).info.status == "FINISHED"
 
 
+def test_the_card_holds_what_the_pseudo_labels_brought(
+    site: Published, trained: StudentResult, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = trained.comparison
+    assert compared is not None
+    gains = [trained.patient_dice[one] - compared.alone.tested.patients[one] for one in trained.patient_dice]
+    assert len(gains) == 3
+    assert compared.gain.mean == pytest.approx(np.mean(gains))
+    assert compared.gain.mean == pytest.approx(trained.test_dice["mean"].mean - compared.alone.tested.dice["mean"].mean)
+    assert compared.alone.weights != trained.weights
+    assert compared.alone.slices == 5 * 4
+    # Everywhere the card is, and without a change of what is checked.
+    registry = DataRegistry(f"sqlite:///{site.workspace / 'mlflow.db'}")
+    version = registry.find(DatasetReference("hearts", version="1"))
+    card = (site.folder / "card.md").read_text()
+    assert f"### Student hearts/1\n\n{card_text(trained)}" in card
+    stored = registry.client.download_artifacts(version.run_id, "dataset/card.md")
+    assert Path(stored).read_text() == card
+    assert load("hearts@candidate", registry=str(site.workspace), log_input=False).digest == site.manifest.digest
+    run = registry.client.get_run(trained.mlflow_run_id)
+    assert run.data.metrics["gain_dice.mean"] == pytest.approx(compared.gain.mean)
+    assert "alone_dice.shell" in run.data.metrics
+    assert [one.step for one in registry.client.get_metric_history(trained.mlflow_run_id, "alone_loss")] == [2, 4, 6]
+    # And where a user looks.
+    monkeypatch.setenv("COLUMNS", "200")
+    said = []
+    for command in (["datasets"], ["datasets", "--json"], ["lineage", "hearts@candidate"]):
+        with pytest.raises(SystemExit):
+            main([*command, "--workspace", str(site.workspace)])
+        said.append(capsys.readouterr().out)
+    listed, plain, lineage = said
+    assert f"{compared.gain.mean:+.3f}" in listed
+    [newest] = json.loads(plain)["hearts"]
+    assert newest["student_gain"] == pytest.approx(compared.gain.mean, abs=1e-6)
+    assert newest["students"][0]["student"] == "hearts/1"
+    assert f"gain {compared.gain.mean:+.3f}" in lineage
+
+
+def test_a_comparison_is_made_later_and_goes_on_where_it_was_killed(
+    site: Published, trained: StudentResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from tasks.student_run import StudentRun
+
+    settings = {"folder": str(tmp_path), "name": "later"}
+    before = train_student(asked(site, **settings, compare=False))
+    assert before.comparison is None
+    assert "Not compared" in (site.folder / "card.md").read_text()
+    log_round = StudentRun.log_round_alone
+
+    def die_in_the_second(self: StudentRun, one: object) -> None:
+        log_round(self, one)
+        if one.step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudentRun, "log_round_alone", die_in_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            train_student(asked(site, **settings))
+    [folder] = (tmp_path / "experts-alone").iterdir()
+    assert (folder / "checkpoint.safetensors").exists()
+    after = train_student(asked(site, **settings))
+    assert after.weights == before.weights == trained.weights
+    assert after.mlflow_run_id == before.mlflow_run_id
+    assert after.comparison is not None
+    assert after.comparison.alone.weights == trained.comparison.alone.weights
+    assert not (folder / "checkpoint.safetensors").exists()
+    card = (site.folder / "card.md").read_text()
+    assert "Not compared" not in card
+    assert card.index("### Student hearts/1") < card.index("### Student later/1")
+    # Another student beside the same experts: the network on their labels alone is there.
+    other = train_student(asked(site, **settings | {"name": "unsure"}, ignore=0.5))
+    assert other.weights != after.weights
+    assert other.comparison.alone == after.comparison.alone
+    assert len(list((tmp_path / "experts-alone").iterdir())) == 1
+
+
 def test_ignored_voxels_and_weights_reach_the_training(site: Published) -> None:
     dataset = load(str(site.workspace), log_input=False)
     data = gather(dataset, asked(site, ignore=0.5))
@@ -156,6 +234,29 @@ def test_experts_of_another_folder(site: Published) -> None:
     assert data.provenance.validates is None
     assert data.counts["test_patients"] == 2
     assert data.counts["expert_patients"] == 6
+
+
+def test_a_tested_image_that_trains_under_another_name_is_caught(site: Published, tmp_path: Path) -> None:
+    experts = site.workspace.parent / "experts"
+    dataset = load(str(site.workspace), log_input=False)
+    clean, leaky, pseudo = (Path(shutil.copytree(experts, tmp_path / name)) for name in ("clean", "leaky", "pseudo"))
+    for part in ("images", "labels"):
+        for number in range(PATIENTS):
+            shutil.copy(leaky / part / f"sub-x{number}.nii.gz", leaky / part / f"sub-y{number}.nii.gz")
+    # An expert labelled what the data set holds a pseudo-label of, and calls the patient otherwise.
+    case = dataset.cases()[0]
+    for number in range(PATIENTS):
+        shutil.copy(case.source.image, pseudo / "images" / f"sub-x{number}.nii.gz")
+        write_label(case.label(), case.grid, pseudo / "labels" / f"sub-x{number}.nii.gz")
+
+    def own(folder: Path) -> StudentSettings:
+        return asked(site, images=str(folder / "images"), labels=str(folder / "labels"))
+
+    gather(dataset, own(clean))
+    with pytest.raises(LeakError, match="has the very pixels of 'sub-"):
+        gather(dataset, own(leaky))
+    with pytest.raises(LeakError, match="has the very pixels of"):
+        gather(dataset, own(pseudo))
 
 
 @pytest.mark.parametrize(

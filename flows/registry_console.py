@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from rfss_core.figures import number
 from tasks.lineage import Lineage
 from tasks.promotion import Promotion
 from tasks.registry import DatasetVersion
@@ -58,7 +59,7 @@ def show_versions(console: Console, found: Mapping[str, Sequence[DatasetVersion]
     for name, versions in found.items():
         for place, item in enumerate(versions):
             gain = gain_of(item)
-            dice = "n/a" if item.held_out_dice is None else f"{item.held_out_dice:.3f}"
+            dice = number(item.held_out_dice)
             table.add_row(
                 escape(name) if place == 0 else "",
                 item.version,

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rfss_core.figures import interval, number
 from tasks.student_result import StudentResult, gain_text
 
 
@@ -16,15 +17,11 @@ def show_student(console: Console, result: StudentResult) -> None:
         for heading in ("class", "Dice", "95 % interval", "HD95 mm", "patients"):
             table.add_column(heading, justify="left" if heading == "class" else "right")
         for name, dice in result.test_dice.items():
-            interval = (
-                "n/a" if dice.ci_low is None or dice.ci_high is None else f"{dice.ci_low:.3f} to {dice.ci_high:.3f}"
-            )
-            far = result.test_hd95[name].mean
             table.add_row(
                 escape(name),
-                "n/a" if dice.mean is None else f"{dice.mean:.3f}",
-                interval,
-                "n/a" if far is None else f"{far:.1f}",
+                number(dice.mean),
+                interval(dice.ci_low, dice.ci_high),
+                number(result.test_hd95[name].mean, 1),
                 str(dice.n),
             )
         console.print(table)

@@ -13,6 +13,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.endings import with_reasons
 from flows.session import terminal_listener
+from flows.showing import put, quality_table
 from rfss_core.errors import RfssError
 from rfss_core.events import EventStream
 from rfss_core.settings import StudentSettings
@@ -91,26 +92,12 @@ def _recorded(plan: StudentPlan) -> Iterator[StudentRun]:
 
 
 def _show(result: StudentResult) -> None:
-    """Put the figures into the Prefect UI, which may have gone away."""
-    rows = [
-        {
-            "class": name,
-            "Dice": dice.mean,
-            "low": dice.ci_low,
-            "high": dice.ci_high,
-            "patients": dice.n,
-            "HD95 mm": result.test_hd95[name].mean,
-        }
-        for name, dice in result.test_dice.items()
-    ]
+    """Put the figures into Prefect's UI."""
+    if rows := quality_table(result.test_dice, result.test_hd95):
+        put(create_table_artifact, rows, key="rfss-student-test", description="Quality on the test patients")
     counts = "".join(f"- {name.replace('_', ' ')}: {count}\n" for name, count in result.counts.items())
     text = (
         f"# Student {result.student}\n\n{result.network} on data set {result.dataset}, {result.steps} steps on "
         f"{result.device}.\n\n{card_text(result)}\n\n{counts}\nModel in `{result.folder}`"
     )
-    try:
-        if rows:
-            create_table_artifact(rows, key="rfss-student-test", description="Quality on the test patients")
-        create_markdown_artifact(text, key="rfss-student", description="The student")
-    except Exception as error:  # noqa: BLE001 - whatever an HTTP client raises
-        log.warning("the Prefect server does not answer (%s); its UI lacks the student's figures", error)
+    put(create_markdown_artifact, text, key="rfss-student", description="The student")

@@ -1,4 +1,4 @@
-"""deployments/compose.yaml as local processes: its commands, environment, health checks and order, without containers."""
+"""deployments/compose.yaml as local processes: its commands, environment and health checks, without containers."""
 
 from __future__ import annotations
 

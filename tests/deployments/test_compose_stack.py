@@ -1,4 +1,4 @@
-"""The services of compose.yaml together: a deployment labels a cohort through Postgres, S3, MLflow and Dask over TLS."""
+"""The services of compose.yaml together: a cohort is labelled through Postgres, S3, MLflow and Dask over TLS."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def train_student(settings: StudentSettings) -> StudentResult:
         result = known_result(plan)
         if result is None or wanted(plan, result):
             events = EventStream([lambda _: lease.check(), terminal_listener.get() or log_event, PrefectProgress()])
-            with _recorded(plan) as run:
+            with _recorded(plan) as run, run.watched(settings.system_metrics):
                 if result is None:
                     trained = timed("train", lambda: fit_student(plan, run, events))
                     tested = timed("test", lambda: try_student(plan, trained, events))

@@ -135,7 +135,7 @@ def register(
         RegistryError: the MLflow store does not answer.
     """
     model, rounds = trained.model, trained.rounds
-    uri = run.log_end(plan, tested)
+    uri = run.log_end(plan, trained, tested)
     student = register_student(
         plan.registry,
         plan.name,

@@ -63,6 +63,11 @@ class StudentSettings(SettingsModel):
     training: SupervisedSettings = Field(default_factory=SupervisedSettings, description="How the network is trained.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of weights, order, augmentation, splits and the bootstrap.")
     device: str = Field("auto", description="auto, cpu, cuda, or cuda:0 and so on. auto takes CUDA where there is one.")
+    system_metrics: bool = Field(
+        False,
+        description="Log the load of processor, memory, disk, network and GPU to MLflow while it trains, every 10 s; "
+        "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING asks for it too.",
+    )
     folder: str | None = Field(
         None,
         description="Folder or fsspec URL of checkpoints and the trained model. Default: students/ in the data set's "

@@ -6,12 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cohorts import save
-from published import CLASSES, OBLIQUE, Published, publish_dataset, record_of
+from published import CLASSES, OBLIQUE, Published, by_brightness, publish_dataset, record_of, smooth
 
 from flows.cli import main
 from flows.exit_codes import BAD_INPUT
@@ -34,14 +35,19 @@ TRAINING = {"width": 4, "steps": 6, "round_steps": 2, "batch_size": 4, "image_si
 PATIENTS = 8
 
 
-def label_experts(published: Published, values: tuple[int, ...] = tuple(CLASSES)) -> None:
-    """Put labelled patients into the data set's workspace, as ingest does."""
+def label_experts(published: Published, values: tuple[int, ...] = tuple(CLASSES), *, learnable: bool = False) -> None:
+    """Put labelled patients into the data set's workspace, as ingest does; learnable labels follow the images."""
     rng = np.random.default_rng(5)
     root, settings = published.workspace.parent / "experts", ImagingSettings()
     for number in range(PATIENTS):
         name = f"sub-x{number}.nii.gz"
-        save(root / "images" / name, rng.integers(0, 1000, (20, 24, 4)).astype(np.int16), OBLIQUE)
-        save(root / "labels" / name, rng.choice([0, *values], (20, 24, 4)).astype(np.uint8), OBLIQUE)
+        image = rng.integers(0, 1000, (20, 24, 4)).astype(np.int16)
+        label = rng.choice([0, *values], (20, 24, 4)).astype(np.uint8)
+        if learnable:
+            image = smooth(rng, (20, 24, 4))
+            label = by_brightness(image, values)
+        save(root / "images" / name, image, OBLIQUE)
+        save(root / "labels" / name, label, OBLIQUE)
     workspace = Workspace.open(published.workspace)
     cases = discover(str(root / "images"), str(root / "labels"), settings).cases
     for source in cases:
@@ -93,6 +99,12 @@ def test_a_student_is_registered_with_what_it_was_made_from(site: Published, tra
     assert [one.dataset.name for one in run.inputs.dataset_inputs] == ["hearts"]
     losses = registry.client.get_metric_history(trained.mlflow_run_id, "loss")
     assert [one.step for one in losses] == [2, 4, 6]
+    # What MLflow's autologging would have noted of a Lightning trainer.
+    assert run.data.params["optimizer"] == "AdamW"
+    assert run.data.metrics["stopped_step"] == 6
+    assert run.data.metrics["best_step"] in (2, 4, 6)
+    assert run.data.metrics["network_parameters"] == sum(one.numel() for one in model.network.parameters())
+    assert {item.path for item in registry.client.list_artifacts(trained.mlflow_run_id)} == {"environment", "model"}
     assert run.data.metrics["test_dice.mean"] == pytest.approx(trained.test_dice["mean"].mean)
     path = registry.client.download_artifacts(trained.mlflow_run_id, "model/model.safetensors")
     assert SupervisedModel.from_bytes(Path(path).read_bytes()).digest == trained.weights
@@ -203,7 +215,10 @@ def test_a_comparison_is_made_later_and_goes_on_where_it_was_killed(
     assert "Not compared" not in card
     assert card.index("### Student hearts/1") < card.index("### Student later/1")
     # Another student beside the same experts: the network on their labels alone is there.
-    other = train_student(asked(site, **settings | {"name": "unsure"}, ignore=0.5))
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    other = train_student(asked(site, **settings | {"name": "unsure"}, ignore=0.5, system_metrics=True))
+    run = DataRegistry(f"sqlite:///{site.workspace / 'mlflow.db'}").client.get_run(other.mlflow_run_id)
+    assert run.data.metrics["system/cpu_utilization_percentage"] > 0
     assert other.weights != after.weights
     assert other.comparison.alone == after.comparison.alone
     assert len(list((tmp_path / "experts-alone").iterdir())) == 1
@@ -322,3 +337,41 @@ def test_the_command_says_what_it_did(site: Published, trained: StudentResult, t
     assert done.returncode == 0, done.stderr
     assert f"student {trained.student}, data set hearts/1" in done.stdout
     assert "(trained before)" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("network", ["unet", "swin-unetr", "segformer"])
+def test_every_network_learns_by_command_and_survives_being_killed(network: str, tmp_path: Path) -> None:
+    site = publish_dataset(tmp_path, learnable=True)
+    label_experts(site, learnable=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        register_dataset(record_of(site), Files(site.workspace))
+    config = tmp_path / "student.yaml"
+    training = {"width": 8, "steps": 48, "round_steps": 8, "batch_size": 8, "image_size": 32}
+    rate = {"learning_rate": 2e-3 if network == "unet" else 1e-3}
+    config.write_text(json.dumps({"training": training | rate, "device": "cpu"}))
+    command = [sys.executable, "-m", "flows.cli", "train", "hearts@candidate", "--workspace", str(site.workspace)]
+    command += ["--config", str(config), "--network", network, "--no-compare", "--out"]
+    killed = subprocess.Popen([*command, str(tmp_path / "a")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not (found := list((tmp_path / "a").glob("hearts/*/checkpoint.safetensors"))):
+        assert killed.poll() is None, killed.stdout.read().decode()
+        time.sleep(0.05)
+    killed.kill()
+    killed.communicate()
+    assert not (found[0].parent / "student.json").exists()
+    for folder in ("a", "b"):
+        done = subprocess.run([*command, str(tmp_path / folder)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    resumed, undisturbed = (
+        StudentResult.model_validate_json(next((tmp_path / folder).glob("hearts/*/student.json")).read_text())
+        for folder in ("a", "b")
+    )
+    assert resumed.weights == undisturbed.weights
+    # Chance is below 0.35: background is half of every image.
+    assert undisturbed.test_dice["mean"].mean > 0.5
+    registry = DataRegistry(f"sqlite:///{site.workspace / 'mlflow.db'}")
+    losses = [registry.client.get_metric_history(one.mlflow_run_id, "loss") for one in (resumed, undisturbed)]
+    assert [one.step for one in losses[0]][-1] == losses[1][-1].step
+    assert losses[1][-1].value < losses[1][0].value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
@@ -13,9 +14,10 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.endings import with_reasons
 from flows.session import terminal_listener
+from flows.watching import Watched, process_log, watching
 from rfss_core.errors import RfssError
 from rfss_core.events import EventStream
-from rfss_core.settings import StudentSettings
+from rfss_core.settings import ObservabilitySettings, StudentSettings
 from rfss_core.store.lease import take
 from tasks.progress import PrefectProgress, log_event
 from tasks.student import StudentResult, fit_student, gather_student, known_result, register, try_student
@@ -58,11 +60,17 @@ def train_student(settings: StudentSettings) -> StudentResult:
         return found
 
     plan = timed("gather", lambda: gather_student(settings))
-    with take(plan.files, LEASE_S, waiting=log.warning) as lease:
+    watched = Watched(uuid.uuid4().hex[:12], plan.dataset.name, plan.files.url)
+    with (
+        process_log(),
+        take(plan.files, LEASE_S, waiting=log.warning) as lease,
+        watching(watched, ObservabilitySettings()) as watch,
+    ):
         if (known := known_result(plan)) is not None:
             _show(known)
             return known
-        events = EventStream([lambda _: lease.check(), terminal_listener.get() or log_event, PrefectProgress()])
+        events = EventStream([lambda _: lease.check(), terminal_listener.get() or log_event, PrefectProgress(), watch])
+        events.emit(watch.started(settings.network, "inline"))
         run = StudentRun.open(plan)
         try:
             trained = timed("train", lambda: fit_student(plan, run, events))
@@ -71,9 +79,12 @@ def train_student(settings: StudentSettings) -> StudentResult:
         except BaseException as error:
             # The run's own error is the one to be seen.
             with suppress(RfssError):
+                events.emit(watch.ended("failed" if isinstance(error, Exception) else "stopped"))
+            with suppress(RfssError):
                 run.end("FAILED" if isinstance(error, Exception) else "KILLED")
             raise
         run.end("FINISHED")
+        events.emit(watch.ended("finished"))
     _show(result)
     return result
 

@@ -77,7 +77,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback does it
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
     log_format: Annotated[
@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
     except TyperException as error:
         code = BAD_INPUT
         if as_json():
-            refuse(RuntimeError(error.format_message()), code)  # type: ignore[attr-defined]
+            refuse(RuntimeError(error.format_message()), code)
         else:
             error.show()  # type: ignore[attr-defined]
     except (InputError, ModelError) as error:

@@ -89,7 +89,9 @@ def command_session(workspace: str, verbose: bool) -> Iterator[Console]:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("default")
         # In JSON the log is all that the terminal gets.
-        listeners = [log_event] if json else [stack.enter_context(TerminalProgress(console)), log_event]
+        listeners: list[Listener] = [log_event]
+        if not json:
+            listeners.insert(0, stack.enter_context(TerminalProgress(console)))
 
         def listen(event: Event) -> None:
             for listener in listeners:

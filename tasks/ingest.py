@@ -172,7 +172,8 @@ def _check(run: Run, manifest: Manifest, total: int, quarantined: list[Quarantin
     if share > limit:
         raise TooManyQuarantinedError(
             f"{len(quarantined)} of {total} inputs are unusable ({share:.0%}, allowed {limit:.0%}); first: {listed}. "
-            "`rfss status` says what is wrong with each. Mend or remove them, or raise execution.max_quarantined_fraction"
+            "`rfss status` says what is wrong with each; mend or remove them, or raise "
+            "execution.max_quarantined_fraction"
         )
     why = f" ({listed})" if quarantined else ""
     if manifest.cases.empty:

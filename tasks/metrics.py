@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
@@ -64,9 +64,7 @@ class RunMetrics:
             Histogram, "chunk_seconds", "Seconds of a chunk's phases: read, compute, write.", "stage", "phase",
             buckets=SECONDS,
         )  # fmt: skip
-        self._retries = self._make(
-            Counter, "retries_total", "Attempts that failed and were repeated.", "stage", "reason"
-        )
+        self._retries = self._make(Counter, "retries_total", "Attempts that were repeated.", "stage", "reason")
         self._queue = self._make(
             Gauge, "queue_chunks", "Units of work of a stage: left (in flight included), in_flight.", "stage", "state"
         )
@@ -92,7 +90,7 @@ class RunMetrics:
     def _make(
         self, kind: type[Metric], name: str, text: str, *labels: str, buckets: tuple[float, ...] | None = None
     ) -> Metric:
-        more = {} if buckets is None else {"buckets": buckets}
+        more: dict[str, Any] = {} if buckets is None else {"buckets": buckets}
         return kind(f"rfss_{name}", text, [*WHOSE, *labels], registry=self.registry, **more)
 
     def _of(self, metric: Metric, **labels: str) -> Metric:

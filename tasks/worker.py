@@ -115,7 +115,8 @@ def run_item(work: Work, item: Any, worker: str = "") -> Ran:
         try:
             value = call_with_retries(lambda: work.function(item), work.policy, retries)
             log.debug("ended")
-        except Exception as error:  # noqa: BLE001 - one item's failure is reported, the others go on
+        except Exception as error:
+            # One item's failure is reported, the others go on.
             value = Failure(error, traceback.format_exc())
             # The driver decides what it means and tells it; here is where it happened.
             log.debug("failed", exc_info=True)

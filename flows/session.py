@@ -60,8 +60,7 @@ def command_session(workspace: str, verbose: bool) -> Iterator[Console]:
         verbose: also log every chunk.
     """
     from flows.server import ensure_prefect_server
-    from tasks.logs import current_log_settings, log_settings, open_logs
-    from tasks.prefect_consoles import hush_consoles
+    from tasks.logs import current_log_settings, hush_consoles, log_settings, open_logs
     from tasks.progress import TerminalProgress, log_event
 
     settings = current_log_settings()

@@ -4,36 +4,21 @@ from __future__ import annotations
 
 import io
 import logging
-import math
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import fields
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pythonjsonlogger.json import JsonFormatter
-
 from rfss_core.errors import InputError, SettingsError
-from rfss_core.events import Event
 from rfss_core.settings import LogSettings
-from tasks.log_context import CONTEXT_FIELDS, ContextFilter
-from tasks.prefect_consoles import hush_consoles
+from tasks.json_lines import JsonLines
+from tasks.log_context import ContextFilter
 
 ROOT = "rfss"
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-UNTOLD = ("name", "message", "predicted_dice")
-"""Fields of events that no line carries: they may name a patient, or are as many as there are cases."""
-EVENT_FIELDS = tuple(
-    dict.fromkeys(part.name for kind in Event.__subclasses__() for part in fields(kind) if part.name not in UNTOLD)
-)
-"""What a line about an event carries besides."""
-LINE_FIELDS = ("time", "level", "logger", "message", *CONTEXT_FIELDS, "event", *EVENT_FIELDS, "code", "exc_info")
-"""All fields that a JSON line can have, in this order; one that does not apply is left out."""
-
 log = logging.getLogger(ROOT)
 log_settings: ContextVar[LogSettings | None] = ContextVar("rfss_log_settings", default=None)
 """What the command line was told; the environment counts without it."""
@@ -72,46 +57,6 @@ def current_log_settings() -> LogSettings:
     return log_settings.get() or LogSettings.from_environment()
 
 
-class JsonLines(JsonFormatter):
-    """One JSON object a line, of :data:`LINE_FIELDS` alone: what other libraries add to their records stays out."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            ["levelname", "name", "message"],
-            rename_fields={"levelname": "level", "name": "logger"},
-            json_ensure_ascii=False,
-            json_default=str,
-        )
-
-    def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
-        """Add the moment, UTC in milliseconds."""
-        super().add_fields(log_data, record, message_dict)
-        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        log_data["time"] = moment.replace("+00:00", "Z")
-
-    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-        """Keep our fields, in their order."""
-        return {name: _plain(log_data[name]) for name in LINE_FIELDS if log_data.get(name) is not None}
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON knows it: no NaN, no infinity."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-def event_fields(event: Event) -> dict[str, Any]:
-    """Return what a line about an event carries: ``event``, its type, and its fields but :data:`UNTOLD`."""
-    told = {part.name: getattr(event, part.name) for part in fields(event) if part.name not in UNTOLD}
-    kind = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in type(event).__name__)
-    if case_id := told.pop("case_id", None):
-        told["case"] = [case_id]
-    return {"event": kind.removeprefix("_"), **told}
-
-
 @contextmanager
 def open_logs(settings: LogSettings, *files: Path) -> Iterator[None]:
     """Write the log until the end of the block.
@@ -135,9 +80,10 @@ def open_logs(settings: LogSettings, *files: Path) -> Iterator[None]:
     if json:
         hush_consoles()
         spoken = speak_json()
-        ours.append(stream := logging.StreamHandler(sys.stderr))
-        theirs.append(stream)
-    for handler in ours:
+        ours.append(logging.StreamHandler(sys.stderr))
+        theirs.append(logging.StreamHandler(sys.stderr))
+        theirs[0].addFilter(_matters)
+    for handler in [*ours, *theirs]:
         handler.setFormatter(formatter)
         handler.addFilter(_filter)
     before = log.level, log.propagate, threading.excepthook, warnings.propagate
@@ -160,8 +106,23 @@ def open_logs(settings: LogSettings, *files: Path) -> Iterator[None]:
         for handler, formatter_before in spoken:
             handler.setFormatter(formatter_before)
             handler.removeFilter(_filter)
-        for handler in ours:
+        for handler in [*ours, *theirs]:
             handler.close()
+
+
+def hush_consoles() -> None:
+    """Keep Prefect's own lines out of the terminal; its UI has them."""
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    for name in ["", *logging.root.manager.loggerDict]:
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, PrefectConsoleHandler):
+                handler.setLevel(logging.CRITICAL + 1)
+
+
+def _matters(record: logging.LogRecord) -> bool:
+    """Return whether a line of another library is worth one of ours: Dask's tell of every connection."""
+    return record.levelno >= logging.WARNING or record.name.startswith("prefect.")
 
 
 def speak_json() -> list[tuple[logging.Handler, logging.Formatter | None]]:
@@ -183,33 +144,19 @@ def speak_json() -> list[tuple[logging.Handler, logging.Formatter | None]]:
 def write_worker_log(settings: LogSettings) -> None:
     """Let a worker process write JSON lines to its standard error, where the driver does; once is enough.
 
-    With text, workers keep silent below warnings, as ever: the driver tells what happens to their chunks.
+    With text, workers keep silent below warnings, as ever: the driver tells what happens to their chunks. A file is the
+    driver's alone: a worker may be on another machine.
     """
-    if settings.format != "json":
-        return
     with _worker_lock:
-        if any(isinstance(handler, _WorkerHandler) for handler in log.handlers):
-            return
-        hush_consoles()
-        speak_json()
-        handler = _WorkerHandler(sys.stderr)
-        handler.setFormatter(JsonLines())
-        handler.addFilter(_filter)
-        log.setLevel(settings.level.upper())
-        log.propagate = False
-        log.addHandler(handler)
-        logging.captureWarnings(capture=True)
-        logging.getLogger("py.warnings").propagate = False
-        logging.getLogger("py.warnings").addHandler(handler)
-        logging.getLogger().addHandler(handler)
-        threading.excepthook = _log_thread_error
-
-
-class _WorkerHandler(logging.StreamHandler[Any]):
-    """Known by its type: a worker is set up once."""
+        if settings.format == "json" and not _worker_log:
+            _worker_log.append(opened := open_logs(settings.model_copy(update={"file": None})))
+            opened.__enter__()
+            logging.captureWarnings(capture=True)
 
 
 _worker_lock = threading.Lock()
+_worker_log: list[AbstractContextManager[None]] = []
+"""Of a worker process: open until it ends."""
 
 
 def _file_handler(path: Path) -> logging.FileHandler:

@@ -35,7 +35,7 @@ from rfss_core.events import (
     StageFinished,
     StageStarted,
 )
-from tasks.logs import event_fields
+from tasks.json_lines import event_fields
 from tasks.spectator import server_answers
 
 log = logging.getLogger("rfss")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,6 +31,9 @@ from flows.exit_codes import BAD_INPUT, DONE, FAILED, INTERRUPTED
 from flows.interrupt import swallowed_interrupts_return
 from rfss_core import __version__
 from rfss_core.errors import InputError, ModelError, RfssError
+from rfss_core.settings import LogFormat, LogLevel, LogSettings
+from rfss_core.settings.observability import FILE_VARIABLE, FORMAT_VARIABLE, LEVEL_VARIABLE
+from tasks.logs import as_json, log_settings, say
 
 app = typer.Typer(
     name="rfss",
@@ -74,11 +78,21 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback does it
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(envvar=FORMAT_VARIABLE, help="json: standard error gets one JSON object a line, and no bars."),
+    ] = "text",
+    log_level: Annotated[
+        LogLevel, typer.Option(envvar=LEVEL_VARIABLE, help="The least important lines that are written.")
+    ] = "info",
+    log_file: Annotated[
+        Path | None, typer.Option(envvar=FILE_VARIABLE, help="File that the log is appended to besides.")
+    ] = None,
 ) -> None:
-    pass
+    log_settings.set(LogSettings(format=log_format, level=log_level, file=log_file))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -88,17 +102,24 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: as on the command line, without the program's name; default: ``sys.argv``.
     """
     console = Console(stderr=True)
+    before = log_settings.get()
 
     def refuse(error: BaseException, code: int) -> int:
-        console.print(f"[red]rfss:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        if as_json():
+            say(str(error), logging.ERROR, event="refused", code=code)
+        else:
+            console.print(f"[red]rfss:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return code
 
     try:
         with swallowed_interrupts_return():
             code = typer.main.get_command(app).main(arguments, prog_name="rfss", standalone_mode=False) or DONE
     except TyperException as error:
-        error.show()  # type: ignore[attr-defined]
         code = BAD_INPUT
+        if as_json():
+            refuse(RuntimeError(error.format_message()), code)
+        else:
+            error.show()  # type: ignore[attr-defined]
     except (InputError, ModelError) as error:
         code = refuse(error, BAD_INPUT)
     except RfssError as error:
@@ -109,7 +130,12 @@ def main(arguments: list[str] | None = None) -> None:
         logging.getLogger("rfss").exception("unexpected error")
         code = refuse(RuntimeError(f"unexpected {type(error).__name__}: {error}; run.log has the details"), FAILED)
     if code == INTERRUPTED:
-        console.print("[yellow]rfss:[/] stopped; start the same command again to go on where it stopped")
+        text = "stopped; start the same command again to go on where it stopped"
+        if as_json():
+            say(text, logging.WARNING, event="refused", code=code)
+        else:
+            console.print(f"[yellow]rfss:[/] {text}")
+    log_settings.set(before)
     sys.exit(code)
 
 

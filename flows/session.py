@@ -6,14 +6,14 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from rfss_core.errors import ExecutionError
-from rfss_core.events import Listener
+from rfss_core.events import Event, Listener
 from rfss_core.store import Workspace
 
 if TYPE_CHECKING:
@@ -53,31 +53,24 @@ def recorded(workspace: str, error: Exception) -> Summary:
 def command_session(workspace: str, verbose: bool) -> Iterator[Console]:
     """Show bars in the terminal, write ``run.log`` into the workspace, and keep Prefect's own console lines out.
 
+    With JSON logs standard error gets their lines instead of the bars, and so does what the console prints.
+
     Args:
         workspace: folder or URL of a workspace that exists; an object store gets no log file.
         verbose: also log every chunk.
     """
-    from prefect.logging.handlers import PrefectConsoleHandler
-
     from flows.server import ensure_prefect_server
+    from tasks.logs import current_log_settings, hush_consoles, log_settings, open_logs
     from tasks.progress import TerminalProgress, log_event
 
-    console = Console()
-    logger = logging.getLogger("rfss")
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-    handlers: list[logging.Handler] = []
+    settings = current_log_settings()
+    if verbose:
+        settings = settings.model_copy(update={"level": "debug"})
+    json = settings.format == "json"
+    console = LoggedConsole() if json else Console()
     log_file = Workspace.open(workspace).files.local_path(LOG)
-    if log_file is not None:
-        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logger.addHandler(handler)
-        logging.getLogger("py.warnings").addHandler(handler)
     # Prefect prints a traceback for a gate that failed; the command prints one line instead.
-    for name in list(logging.root.manager.loggerDict):
-        for existing in logging.getLogger(name).handlers:
-            if isinstance(existing, PrefectConsoleHandler):
-                existing.setLevel(logging.CRITICAL + 1)
+    hush_consoles()
     # A server that goes away is one line of ours; its client's background services would say it on and on.
     logging.getLogger("prefect._internal").setLevel(logging.CRITICAL + 1)
     # Other libraries' notes to their developers belong into the log, not before a user's eyes.
@@ -87,21 +80,42 @@ def command_session(workspace: str, verbose: bool) -> Iterator[Console]:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for library in ("mlflow", "alembic"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    ensure_prefect_server()
-    with warnings.catch_warnings(), TerminalProgress(console) as bars:
+    with ExitStack() as stack:
+        stack.callback(logging.captureWarnings, capture=False)
+        stack.enter_context(open_logs(settings, *([log_file] if log_file is not None else [])))
+        stack.callback(log_settings.reset, log_settings.set(settings))
+        ensure_prefect_server()
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("default")
+        # In JSON the log is all that the terminal gets.
+        listeners: list[Listener] = [log_event]
+        if not json:
+            listeners.insert(0, stack.enter_context(TerminalProgress(console)))
 
-        def listen(event: object) -> None:
-            bars(event)  # type: ignore[arg-type]
-            log_event(event)  # type: ignore[arg-type]
+        def listen(event: Event) -> None:
+            for listener in listeners:
+                listener(event)
 
-        token = terminal_listener.set(listen)
-        try:
-            yield console
-        finally:
-            terminal_listener.reset(token)
-            logging.captureWarnings(capture=False)
-            for handler in handlers:
-                logger.removeHandler(handler)
-                logging.getLogger("py.warnings").removeHandler(handler)
-                handler.close()
+        stack.callback(terminal_listener.reset, terminal_listener.set(listen))
+        yield console
+
+
+class LoggedConsole(Console):
+    """A console whose every print is a JSON line: what a command says at its end, where the log is JSON."""
+
+    def __init__(self) -> None:
+        super().__init__(force_terminal=False, no_color=True, width=120)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Write what would be printed, tables and all, as one message to standard error."""
+        from tasks.logs import say
+
+        with self.capture() as said:
+            super().print(*objects, **options)
+        if text := said.get().strip():
+            say(text, event="said")
+
+
+def in_session() -> bool:
+    """Return whether a terminal session has opened the log."""
+    return terminal_listener.get() is not None

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Event:
     """Root of all events."""
+
+
+@dataclass(frozen=True)
+class RunStarted(Event):
+    """A run begins."""
+
+    flow: str
+    dataset: str
+    preset: str
+    executor: str
+    version: str
+    """Of RFSS."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,8 @@ class CaseQuarantined(Event):
     name: str
     reason: str
     message: str
+    case_id: str = ""
+    """What logs and metrics call it: they hold neither ``name`` nor ``message``, which may tell a patient's name."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,54 @@ class StageFinished(Event):
     seconds: float
     note: str = ""
     """One short clause for the log."""
+
+
+@dataclass(frozen=True)
+class QualityMeasured(Event):
+    """What a run knows about the quality of its pseudo-labels; None where a figure is not defined."""
+
+    dice: Mapping[str, float | None]
+    """Mean over held-out patients, for each class and ``mean``."""
+    dice_low: Mapping[str, float | None]
+    """Lower end of its interval."""
+    decisions: Mapping[str, int]
+    """Unlabelled cases by what was decided: accept, review, reject."""
+    predicted_dice: tuple[float, ...]
+    """Of each unlabelled case."""
+    gate_passed: bool | None
+
+
+@dataclass(frozen=True)
+class DriftMeasured(Event):
+    """How far a run moved away from what was before it."""
+
+    dice_change: float | None
+    """Mean held-out Dice less that of the workspace's last run."""
+    distant_share: float | None
+    """Share of unlabelled slices that look unlike the labelled ones."""
+    alerts: int
+    """How many of the two are beyond what the settings allow."""
+
+
+@dataclass(frozen=True)
+class DatasetRegistered(Event):
+    """A data set stands in the registry."""
+
+    dataset: str
+    dataset_version: str | None
+    status: str
+    """accepted or rejected."""
+    fingerprint: str
+    mlflow_run: str | None
+
+
+@dataclass(frozen=True)
+class RunEnded(Event):
+    """A run ends."""
+
+    state: str
+    """finished, failed or stopped."""
+    seconds: float
 
 
 Listener = Callable[[Event], None]

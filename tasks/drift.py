@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from rfss_core.events import DriftMeasured
 from tasks.run import Run
 from tasks.segment import STAGE as SEGMENT_STAGE
 from tasks.segment import Masks
@@ -37,6 +38,8 @@ def drift(run: Run, masks: Masks, summary: Summary, before: Summary | None) -> l
             f"{share:.0%} of the unlabelled slices lie farther from every support slice than {QUANTILE:.0%} of the "
             "held-out slices do: they look unlike what is labelled; label some of them (`rfss select`)"
         )
+    change = now - then if now is not None and then is not None else None
+    run.events.emit(DriftMeasured(change, share, len(found)))
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from rfss_core.settings import ExecutionSettings
@@ -21,6 +22,16 @@ Noted = Callable[[Item, Retry], None]
 """Hears of each attempt that failed and is made again."""
 
 
+@dataclass(frozen=True)
+class Load:
+    """What an executor does at this moment."""
+
+    workers: int
+    """Worker processes, as last counted; 0 while there is none."""
+    in_flight: int
+    """Items that were handed out and have not come back."""
+
+
 class Executor(Protocol):
     """Runs a picklable function over items and yields results as they end."""
 
@@ -30,6 +41,11 @@ class Executor(Protocol):
     @property
     def workers(self) -> int:
         """Worker processes at this moment; at least 1."""
+        ...
+
+    @property
+    def load(self) -> Load:
+        """What it does; asks nobody, from whatever thread."""
         ...
 
     def map(
@@ -66,6 +82,12 @@ class InlineExecutor:
     def __init__(self, settings: ExecutionSettings) -> None:
         self._cores = settings.threads or available_cores()
         self._policy = RetryPolicy.of(settings)
+        self._in_flight = 0
+
+    @property
+    def load(self) -> Load:
+        """See :class:`Executor`."""
+        return Load(1, self._in_flight)
 
     def map(
         self,
@@ -87,10 +109,19 @@ class InlineExecutor:
             ran = run_item(work, item)
             return ran.value, ran.retries
 
-        for item, (value, retries) in overlapped(call, items, 1 if alone else WIDTH):
-            for retry in retries if noted else ():
-                noted(item, retry)  # type: ignore[misc]
-            yield item, value
+        def handed_out() -> Iterator[Item]:
+            for item in items:
+                self._in_flight += 1
+                yield item
+
+        try:
+            for item, (value, retries) in overlapped(call, handed_out(), 1 if alone else WIDTH):
+                self._in_flight -= 1
+                for retry in retries if noted else ():
+                    noted(item, retry)  # type: ignore[misc]
+                yield item, value
+        finally:
+            self._in_flight = 0
         # The driver's own thread works too, between stages.
         configure_threads(threads)
 

@@ -22,7 +22,7 @@ from dask.typing import Key
 
 from rfss_core.errors import ExecutionError, WorkerDiedError
 from rfss_core.settings import ExecutionSettings
-from tasks.execution import Noted
+from tasks.execution import Load, Noted
 from tasks.retry import Retry, RetryPolicy
 from tasks.worker import Failure, Ran, Work, WorkPlugin, run_batch
 
@@ -63,6 +63,13 @@ class DaskExecutor:
         self._workers = 0
         self._counted = -math.inf
         self._seen = time.monotonic()
+        self.in_flight = 0
+        """Items that were handed to the scheduler and have not come back."""
+
+    @property
+    def load(self) -> Load:
+        """See :class:`tasks.execution.Executor`."""
+        return Load(self._workers, self.in_flight)
 
     @property
     def workers(self) -> int:
@@ -186,6 +193,7 @@ class _Flight:
                 self._executor.client.cancel(list(self._futures.values()))
         self._futures.clear()
         self._running.clear()
+        self._executor.in_flight = 0
 
     def _fill(self) -> None:
         bound = self._executor.workers * IN_FLIGHT_PER_WORKER
@@ -211,6 +219,7 @@ class _Flight:
         future = self._executor.client.submit(run_batch, self._name, payload, pure=False)
         self._running[future.key] = indices
         self._futures[future.key] = future
+        self._executor.in_flight += len(indices)
         future.add_done_callback(self._ended.put)
 
     def _settle(self, future: Future[Any]) -> Iterator[tuple[Any, Any]]:
@@ -218,6 +227,7 @@ class _Flight:
         if indices is None:
             return
         del self._futures[future.key]
+        self._executor.in_flight -= len(indices)
         alone = self._guest in indices
         if alone:
             self._guest = None

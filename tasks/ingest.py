@@ -145,7 +145,7 @@ def ingest(run: Run, labelled_only: bool = False, needs_labels: bool = True) -> 
     with run.stage("ingest") as stage:
         found = discover(settings.images, settings.labels, settings.imaging)
         for entry in found.quarantined:
-            run.events.emit(CaseQuarantined(entry.name, entry.reason, entry.message))
+            run.events.emit(CaseQuarantined(entry.name, entry.reason, entry.message, entry.case_id))
         reviews = {} if labelled_only else Reviews(run.workspace.files).all()
         units = [
             IngestUnit(source, review=reviews.get(source.case_id) if source.label is None else None)
@@ -168,11 +168,12 @@ def ingest(run: Run, labelled_only: bool = False, needs_labels: bool = True) -> 
 def _check(run: Run, manifest: Manifest, total: int, quarantined: list[Quarantined], needs_labels: bool) -> None:
     share = len(quarantined) / max(1, total)
     limit = run.settings.execution.max_quarantined_fraction
-    listed = "; ".join(f"{entry.name}: {entry.message}" for entry in quarantined[:3])
+    listed = "; ".join(f"{entry.case_id} ({entry.reason})" for entry in quarantined[:3])
     if share > limit:
         raise TooManyQuarantinedError(
             f"{len(quarantined)} of {total} inputs are unusable ({share:.0%}, allowed {limit:.0%}); first: {listed}. "
-            "Mend or remove them, or raise execution.max_quarantined_fraction"
+            "`rfss status` says what is wrong with each; mend or remove them, or raise "
+            "execution.max_quarantined_fraction"
         )
     why = f" ({listed})" if quarantined else ""
     if manifest.cases.empty:

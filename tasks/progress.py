@@ -26,10 +26,16 @@ from rfss_core.events import (
     ChunkFailed,
     ChunkFinished,
     ChunkRetried,
+    DatasetRegistered,
+    DriftMeasured,
     Event,
+    QualityMeasured,
+    RunEnded,
+    RunStarted,
     StageFinished,
     StageStarted,
 )
+from tasks.json_lines import event_fields
 from tasks.spectator import server_answers
 
 log = logging.getLogger("rfss")
@@ -160,22 +166,42 @@ class PrefectProgress:
 
 
 def log_event(event: Event) -> None:
-    """Write one event to the log named ``rfss``."""
+    """Write one event to the log named ``rfss``; cases are named by their ids alone."""
+    told = event_fields(event)
     match event:
+        case RunStarted(flow, dataset, preset, executor, version):
+            log.info(
+                "%s begins: data set %s, preset %s, executor %s, RFSS %s", flow, dataset, preset, executor, version,
+                extra=told,
+            )  # fmt: skip
         case StageStarted(stage, total, done, unit):
-            log.info("%s: %d %s, %d of them done before", stage, total, unit, done)
+            log.info("%s: %d %s, %d of them done before", stage, total, unit, done, extra=told)
         case ChunkFinished(stage, chunk, slices, read_s, compute_s, write_s):
             log.debug(
                 "%s %s: %d slices, read %.2f s, compute %.2f s, write %.2f s",
-                stage, chunk, slices, read_s, compute_s, write_s,
+                stage, chunk, slices, read_s, compute_s, write_s, extra=told,
             )  # fmt: skip
         case ChunkRetried(stage, chunk, attempt, reason, message):
-            log.warning("%s %s: attempt %d failed (%s), tried again: %s", stage, chunk, attempt, reason, message)
+            log.warning(
+                "%s %s: attempt %d failed (%s), tried again: %s", stage, chunk, attempt, reason, message, extra=told
+            )
         case ChunkFailed(stage, chunk, reason, message):
-            log.error("%s %s failed (%s): %s", stage, chunk, reason, message)
-        case CaseQuarantined(name, reason, message):
-            log.warning("set aside %s (%s): %s", name, reason, message)
+            log.error("%s %s failed (%s): %s", stage, chunk, reason, message, extra=told)
+        case CaseQuarantined(_, reason, _, case_id):
+            # The name and the message may tell a patient's name; who may read the workspace reads them there.
+            log.warning("set aside case %s (%s); `rfss status` says why", case_id, reason, extra=told)
         case StageFinished(stage, seconds, note):
-            log.info("%s: finished in %.1f s%s", stage, seconds, f", {note}" if note else "")
+            log.info("%s: finished in %.1f s%s", stage, seconds, f", {note}" if note else "", extra=told)
+        case QualityMeasured(dice, _, decisions):
+            listed = ", ".join(f"{count} {decision}" for decision, count in decisions.items() if count)
+            mean = dice.get("mean")
+            shown = "not measured" if mean is None else f"{mean:.3f}"
+            log.info("held-out mean Dice %s%s", shown, f"; cases: {listed}" if listed else "", extra=told)
+        case DriftMeasured(_, _, alerts):
+            log.log(logging.WARNING if alerts else logging.INFO, "drift: %d alerts", alerts, extra=told)
+        case DatasetRegistered(dataset, version, status):
+            log.info("data set %s version %s: %s", dataset, version, status, extra=told)
+        case RunEnded(state, seconds):
+            log.info("run %s after %.1f s", state, seconds, extra=told)
         case _:
             pass

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from prefect import task
 
+from rfss_core.events import QualityMeasured
 from rfss_core.quality import (
     AcceptancePoint,
     CaseMeasurement,
@@ -82,11 +84,8 @@ def measure(run: Run, manifest: Manifest, index: SupportIndex, masks: Masks, ass
         gate = Gate(settings).judge(
             summary,
             measured["labels"],
-            GateEvidence(
-                prediction,
-                len(refused) / len(known),
-                dict(zip(manifest.cases["case_id"], manifest.cases["name"], strict=True)),
-            ),
+            # Its advice names cases by their ids: it reaches logs and Prefect's states.
+            GateEvidence(prediction, len(refused) / len(known)),
         )
         outcome = QualityOutcome(
             measured["labels"],
@@ -104,7 +103,19 @@ def measure(run: Run, manifest: Manifest, index: SupportIndex, masks: Masks, ass
         write_quality(run, outcome)
         stage.finished(ChunkReport("data set", 0))
         stage.note = f"gate {'passed' if gate.passed else 'failed'}"
+    run.events.emit(_event(outcome))
     return outcome
+
+
+def _event(outcome: QualityOutcome) -> QualityMeasured:
+    counts = Counter(outcome.decisions.values())
+    return QualityMeasured(
+        {name: interval.mean for name, interval in outcome.summary.dice.items()},
+        {name: interval.ci_low for name, interval in outcome.summary.dice.items()},
+        {name: counts[name] for name in get_args(Decision)},
+        tuple(value for value in outcome.prediction.predicted.values() if value is not None),
+        outcome.gate.passed,
+    )
 
 
 def read_mask(run: Run, masks: Masks, chunk: str, case_id: str, name: str) -> npt.NDArray[np.uint8]:

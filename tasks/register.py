@@ -13,6 +13,7 @@ from rfss_core.datasets import DatasetManifest
 from rfss_core.datasets.card import CARD, student_text, with_student
 from rfss_core.datasets.origin import LATEST
 from rfss_core.errors import TooFewSupportsError
+from rfss_core.events import DatasetRegistered
 from rfss_core.imaging.case import REVIEWED_SOURCE
 from rfss_core.quality import METRICS_LIBRARY
 from rfss_core.store import Manifest
@@ -124,6 +125,8 @@ def register(
     summary.seconds = {**run.seconds, "total": time.perf_counter() - started}
     write_summary(run.workspace, summary)
     remember_sources(run.workspace, manifest)
+    made = summary.dataset
+    run.events.emit(DatasetRegistered(made.name, made.version, made.status, summary.fingerprint, summary.mlflow_run_id))
     return summary
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeVar, cast
@@ -25,6 +26,7 @@ from rfss_core.settings import LabelSettings
 from rfss_core.store import Workspace
 from tasks.execution import Executor, Failure
 from tasks.isolation import Divisible, is_blamable, isolate
+from tasks.log_context import log_fields
 from tasks.retry import Retry, describe, reason_of
 from tasks.throughput import Throughput
 
@@ -71,6 +73,8 @@ class Run:
     """
 
     def __init__(self, settings: LabelSettings, workspace: Workspace, executor: Executor, events: EventStream) -> None:
+        self.id = uuid.uuid4().hex[:12]
+        """Names this one run in logs and metrics."""
         self.settings = settings
         self.workspace = workspace
         self.executor = executor
@@ -93,16 +97,21 @@ class Stage:
         self._run = run
         self.name = name
         self.note = ""
+        self._log = log_fields(stage=name)
 
     def __enter__(self) -> Self:
         self._started = time.perf_counter()
+        self._log.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         seconds = time.perf_counter() - self._started
         self._run.seconds[self.name] = self._run.seconds.get(self.name, 0.0) + seconds
-        if kind is None:
-            self._run.events.emit(StageFinished(self.name, seconds, self.note))
+        try:
+            if kind is None:
+                self._run.events.emit(StageFinished(self.name, seconds, self.note))
+        finally:
+            self._log.__exit__(None, None, None)
 
     def started(self, total: int, done: int = 0, unit: str = "chunks") -> None:
         """Announce how much work the stage holds."""
@@ -111,7 +120,7 @@ class Stage:
     def finished(self, report: ChunkReport) -> None:
         """Announce one finished unit of work and what it set aside."""
         for case in report.quarantined:
-            self._run.events.emit(CaseQuarantined(case.name, case.reason, case.message))
+            self._run.events.emit(CaseQuarantined(case.name, case.reason, case.message, case.case_id))
         self._run.events.emit(
             ChunkFinished(self.name, report.chunk, report.slices, report.read_s, report.compute_s, report.write_s)
         )

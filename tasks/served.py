@@ -99,8 +99,8 @@ def check_share(run: Run, what: str, refused: Sequence[Quarantined], total: int)
     limit = run.settings.execution.max_quarantined_fraction
     if len(refused) > limit * total:
         raise TooManyQuarantinedError(
-            f"{what} {len(refused)} of {total} cases (allowed {limit:.0%}); first: {refused[0].name}: "
-            f"{refused[0].message}"
+            f"{what} {len(refused)} of {total} cases (allowed {limit:.0%}); first: {refused[0].case_id} "
+            f"({refused[0].reason}); `rfss status` says what is wrong with each"
         )
 
 

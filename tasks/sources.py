@@ -6,6 +6,7 @@ import logging
 
 import pandas as pd
 
+from rfss_core.imaging.names import case_id
 from rfss_core.store import Manifest, Workspace
 from rfss_core.store.stages import read_table, write_table
 from tasks.summary import SourcesPart
@@ -64,4 +65,5 @@ def remember_sources(workspace: Workspace, manifest: Manifest) -> None:
 
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    # In logs and in Prefect's UI, where cases go by their ids.
+    return ", ".join(case_id(name) for name in names[:SHOWN]) + more

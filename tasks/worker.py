@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import cloudpickle
@@ -16,10 +17,14 @@ from distributed import get_worker, secede
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from rfss_core.errors import ExecutionError
+from tasks.log_context import LogContext, log_context, log_fields, unit_fields
+from tasks.logs import write_worker_log
 from tasks.overlap import overlapped
 from tasks.phases import before_computing
 from tasks.retry import Retry, RetryPolicy, call_with_retries, describe
 from tasks.threads import configure_threads, threads_for
+
+log = logging.getLogger("rfss")
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class Work:
     cores: int | None
     """Cores of the worker; None: as many as it has threads."""
     policy: RetryPolicy
+    log: LogContext = field(default_factory=log_context)
+    """Of the run, for the lines that are written where it is done."""
 
 
 class WorkPlugin(WorkerPlugin):
@@ -83,31 +90,44 @@ def run_batch(name: str, items: Sequence[bytes]) -> list[bytes]:
 
     Several items come together where they are so short that the scheduler would cost more than the work.
     """
-    cores = get_worker().state.nthreads
+    worker = get_worker()
+    cores, who = worker.state.nthreads, str(worker.name)
     if len(items) > 1:
-        return [ran for _, ran in overlapped(lambda item: _run(name, item, cores), items)]
+        return [ran for _, ran in overlapped(lambda item: _run(name, item, cores, who), items)]
     # While this one computes, the worker's thread is free for the next one's reading.
     with before_computing(secede):
-        return [_run(name, items[0], cores)]
+        return [_run(name, items[0], cores, who)]
 
 
-def run_item(work: Work, item: Any) -> Ran:
-    """Call the function with retries; whatever it raises is the item's :class:`Failure`."""
+def run_item(work: Work, item: Any, worker: str = "") -> Ran:
+    """Call the function with retries; whatever it raises is the item's :class:`Failure`.
+
+    Args:
+        work: what is done.
+        item: what it is done with.
+        worker: name of the worker process, for the log.
+    """
     retries: list[Retry] = []
     started = time.perf_counter()
     value: Any
-    try:
-        value = call_with_retries(lambda: work.function(item), work.policy, retries)
-    except Exception as error:  # noqa: BLE001 - one item's failure is reported, the others go on
-        value = Failure(error, traceback.format_exc())
+    with log_fields(work.log, stage=work.stage, worker=worker, **unit_fields(item)):
+        log.debug("begins")
+        try:
+            value = call_with_retries(lambda: work.function(item), work.policy, retries)
+            log.debug("ended")
+        except Exception as error:
+            # One item's failure is reported, the others go on.
+            value = Failure(error, traceback.format_exc())
+            # The driver decides what it means and tells it; here is where it happened.
+            log.debug("failed", exc_info=True)
     return Ran(value, time.perf_counter() - started, tuple(retries))
 
 
-def _run(name: str, item: bytes, nthreads: int) -> bytes:
+def _run(name: str, item: bytes, nthreads: int, worker: str) -> bytes:
     try:
         work = _work(name)
         configure_threads(threads_for(work.stage, work.cores or nthreads))
-        ran = run_item(work, pickle.loads(item))  # noqa: S301 - made by this very run's driver
+        ran = run_item(work, pickle.loads(item), worker)  # noqa: S301 - made by this very run's driver
     except Exception as error:  # noqa: BLE001 - see run_item
         ran = Ran(Failure(error, traceback.format_exc()), 0.0)
     if isinstance(ran.value, Failure) and has_lost_device(ran.value.error):
@@ -134,5 +154,7 @@ def _work(name: str) -> Work:
         if name not in _works:
             if name not in _payloads:
                 raise ExecutionError(f"worker has not heard of work '{name}'; start the same command again")
-            _works[name] = pickle.loads(_payloads[name])  # noqa: S301 - made by this very run's driver
+            work: Work = pickle.loads(_payloads[name])  # noqa: S301 - made by this very run's driver
+            write_worker_log(work.log.settings)
+            _works[name] = work
         return _works[name]

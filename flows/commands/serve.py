@@ -21,6 +21,10 @@ def serve(
     ),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Prefect's server and UI.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of MLflow's server and UI.")] = 5000,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port of the metrics of all runs, for Prometheus; 0: a free one."),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=64, help="Runs at once.")] = 2,
     nightly: Annotated[
         Path | None,
@@ -73,7 +77,7 @@ def serve(
     with stop_signals() as told:
         began = time.monotonic()
         console.print(f"starting in '{folder.folder}' (logs: '{folder.logs}') ...")
-        service = Service(ServiceSettings(folder, host, port, mlflow_port, limit, plan))
+        service = Service(ServiceSettings(folder, host, port, mlflow_port, limit, plan, metrics_port))
         try:
             where = service.addresses
             if automations:
@@ -81,6 +85,8 @@ def serve(
             for name, address in (("Prefect", where.prefect_ui), ("MLflow", where.mlflow)):
                 note = " (was running)" if name in service.found else ""
                 console.print(f"{name:<12} {address}{note}")
+            if where.metrics is not None:
+                console.print(f"{'Metrics':<12} {where.metrics}")
             console.print(f"{'Deployments':<12} {', '.join(where.deployments)}")
             when = (
                 f"{plan.cron} ({plan.timezone})" if parameters else "switched off; give --nightly, or set it in the UI"

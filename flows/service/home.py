@@ -31,6 +31,8 @@ class Addresses(BaseModel):
     """Name of the runner, unique to this start."""
     deployments: list[str]
     """``flow/deployment``."""
+    metrics: str | None = None
+    """Where Prometheus finds the metrics of the runs; None where they are not served."""
 
 
 class Home:
@@ -58,6 +60,11 @@ class Home:
     def logs(self) -> Path:
         """Folder of the processes' logs."""
         return self.folder / "logs"
+
+    @property
+    def metrics(self) -> Path:
+        """Folder in which each run keeps its metrics."""
+        return self.folder / "metrics"
 
     @contextmanager
     def held(self) -> Iterator[None]:

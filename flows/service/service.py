@@ -17,9 +17,11 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.service.deployments import SERVED, Nightly
 from flows.service.home import Addresses, Home
+from flows.service.metrics import served_metrics
 from flows.service.processes import Guarded, find, mlflow_answers, prefect_answers
 from flows.service.runner import RunnerOptions
 from rfss_core.errors import ExecutionError, SettingsError
+from rfss_core.settings.observability import FOLDER_VARIABLE
 
 START_S = 300.0
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -36,6 +38,8 @@ class ServiceSettings:
     limit: int = 2
     """Runs at once."""
     nightly: Nightly = field(default_factory=Nightly)
+    metrics_port: int | None = None
+    """Port of the metrics of all runs; None: they are not served."""
 
 
 class Service:
@@ -93,6 +97,10 @@ class Service:
                 f"--host {settings.host} would let everyone in that network start runs on this machine: set "
                 "PREFECT_SERVER_API_AUTH_STRING and PREFECT_API_AUTH_STRING to user:password, or stay on 127.0.0.1"
             )
+        metrics = None
+        if settings.metrics_port is not None:
+            served = served_metrics(settings.home.metrics, settings.host, settings.metrics_port)
+            metrics = self._stack.enter_context(served)
         servers = []
         if find(settings.host, settings.port, "Prefect", "--port", lambda: prefect_answers(api)):
             self.found.append("Prefect")
@@ -113,6 +121,7 @@ class Service:
             mlflow=mlflow,
             runner=runner,
             deployments=[f"{each.load().name}/{each.name}" for each in SERVED],
+            metrics=metrics,
         )
         self._processes[-1].wait_until(lambda: is_ready(addresses), START_S)
         settings.home.write(addresses)
@@ -121,9 +130,11 @@ class Service:
     def _prefect(self, api: str) -> Guarded:
         settings = self._settings
         command = ["-m", "prefect", "server", "start", "--host", settings.host, "--port", str(settings.port)]
-        return self._guarded(
-            "prefect", command, {**self._prefect_home(), "PREFECT_API_URL": api, "PREFECT_UI_API_URL": api}
-        )
+        environment = {**self._prefect_home(), "PREFECT_API_URL": api, "PREFECT_UI_API_URL": api}
+        if settings.metrics_port is not None:
+            # Its own, at /api/metrics.
+            environment["PREFECT_SERVER_METRICS_ENABLED"] = "true"
+        return self._guarded("prefect", command, environment)
 
     def _mlflow(self) -> Guarded:
         settings, folder = self._settings, self._settings.home.folder
@@ -147,6 +158,8 @@ class Service:
         environment = {**self._prefect_home(), "PREFECT_API_URL": api, "MLFLOW_TRACKING_URI": mlflow}
         # The shortest that Prefect allows: the automation for zombies waits for three of them.
         environment |= {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": os.environ.get("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")}
+        if self._settings.metrics_port is not None:
+            environment[FOLDER_VARIABLE] = str(self._settings.home.metrics)
         return self._guarded("runner", command, environment)
 
     def _prefect_home(self) -> dict[str, str]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rfss_core.imaging.names import case_id
+
 Kind = Literal["nifti", "dicom", "raster"]
 UNKNOWN = "unknown"
 """Modality or body part that the source does not tell."""
@@ -46,6 +48,11 @@ class Quarantined:
     message: str
     """One sentence: what is wrong and what to do."""
     patient: str | None = None
+
+    @property
+    def case_id(self) -> str:
+        """What logs call it: the id of the case, or the one that a case of this name would have."""
+        return case_id(self.name)
 
 
 @dataclass(frozen=True)

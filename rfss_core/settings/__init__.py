@@ -24,6 +24,10 @@ from rfss_core.settings.export import ExportSettings as ExportSettings
 from rfss_core.settings.imaging import ImagingSettings as ImagingSettings
 from rfss_core.settings.index import PLACING
 from rfss_core.settings.index import IndexSettings as IndexSettings
+from rfss_core.settings.observability import LogFormat as LogFormat
+from rfss_core.settings.observability import LogLevel as LogLevel
+from rfss_core.settings.observability import LogSettings as LogSettings
+from rfss_core.settings.observability import ObservabilitySettings as ObservabilitySettings
 from rfss_core.settings.promotion import PromotionPolicy as PromotionPolicy
 from rfss_core.settings.promotion import PromotionSettings as PromotionSettings
 from rfss_core.settings.quality import QualitySettings as QualitySettings
@@ -92,6 +96,9 @@ class LabelSettings(SettingsModel):
         default_factory=AlertSettings, description="When a run tells Prefect that quality drifts."
     )
     execution: ExecutionSettings = Field(default_factory=ExecutionSettings, description="Where chunks run.")
+    observability: ObservabilitySettings = Field(
+        default_factory=ObservabilitySettings, description="Where the run's metrics can be read."
+    )
 
     def scientific(self) -> dict[str, Any]:
         """Return the settings that can change a pseudo-label, as plain JSON types (part of the fingerprint)."""
@@ -105,6 +112,7 @@ class LabelSettings(SettingsModel):
             "selection",
             "alerts",
             "execution",
+            "observability",
         ]
         if self.segmentation.segmenter not in SUPERVISED:
             places.append("training")

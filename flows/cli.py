@@ -20,6 +20,7 @@ from flows.commands.doctor import doctor
 from flows.commands.evaluate import evaluate
 from flows.commands.export import export
 from flows.commands.label import label
+from flows.commands.names import names
 from flows.commands.review import review_export, review_import
 from flows.commands.select import select
 from flows.commands.serve import serve
@@ -43,6 +44,7 @@ for command in (
     study,
     select,
     status,
+    names,
     export,
     datasets,
     promote,

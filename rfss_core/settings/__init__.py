@@ -24,6 +24,8 @@ from rfss_core.settings.export import ExportSettings as ExportSettings
 from rfss_core.settings.imaging import ImagingSettings as ImagingSettings
 from rfss_core.settings.index import PLACING
 from rfss_core.settings.index import IndexSettings as IndexSettings
+from rfss_core.settings.privacy import CaseIds as CaseIds
+from rfss_core.settings.privacy import PrivacySettings as PrivacySettings
 from rfss_core.settings.promotion import PromotionPolicy as PromotionPolicy
 from rfss_core.settings.promotion import PromotionSettings as PromotionSettings
 from rfss_core.settings.quality import QualitySettings as QualitySettings
@@ -91,6 +93,9 @@ class LabelSettings(SettingsModel):
     alerts: AlertSettings = Field(
         default_factory=AlertSettings, description="When a run tells Prefect that quality drifts."
     )
+    privacy: PrivacySettings = Field(
+        default_factory=PrivacySettings, description="What cases and patients are called wherever they are named."
+    )
     execution: ExecutionSettings = Field(default_factory=ExecutionSettings, description="Where chunks run.")
 
     def scientific(self) -> dict[str, Any]:
@@ -104,6 +109,7 @@ class LabelSettings(SettingsModel):
             "promotion",
             "selection",
             "alerts",
+            "privacy",
             "execution",
         ]
         if self.segmentation.segmenter not in SUPERVISED:

@@ -153,7 +153,7 @@ def gather(dataset: PseudoLabelSet, settings: StudentSettings) -> StudentData:
         InputError: no accepted case, no expert's case within reach, or classes that differ.
     """
     pseudo = dataset.cases(settings.decisions)
-    experts = _own_cases(settings) if settings.images is not None else _workspace_cases(dataset)
+    experts = _own_cases(settings, dataset) if settings.images is not None else _workspace_cases(dataset)
     if not experts:
         raise InputError(
             f"no expert's case is within reach of data set '{dataset}'; name the labelled images and their labels with "
@@ -239,10 +239,10 @@ def _workspace_cases(dataset: PseudoLabelSet) -> list[ExpertCase]:
     return sorted(found, key=lambda case: case.id)
 
 
-def _own_cases(settings: StudentSettings) -> list[ExpertCase]:
+def _own_cases(settings: StudentSettings, dataset: PseudoLabelSet) -> list[ExpertCase]:
     imaging = ImagingSettings()
     assert settings.images is not None
-    found = discover(settings.images, settings.labels, imaging)
+    found = discover(settings.images, settings.labels, imaging, dataset.origin.pseudonyms)
     return [
         ExpertCase(case.case_id, case.patient, source_digest(case), source=case, settings=imaging)
         for case in sorted(found.cases, key=lambda case: case.case_id)

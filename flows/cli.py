@@ -22,6 +22,7 @@ from flows.commands.export import export
 from flows.commands.label import label
 from flows.commands.names import names
 from flows.commands.review import review_export, review_import
+from flows.commands.secure import secure
 from flows.commands.select import select
 from flows.commands.serve import serve
 from flows.commands.status import status
@@ -54,6 +55,7 @@ for command in (
     train,
     doctor,
     serve,
+    secure,
     automations,
 ):
     app.command()(command)

@@ -11,6 +11,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from flows.secure.exposure import exposures
+
 _PACKAGES = (
     "prefect", "dask", "distributed", "zarr", "torch", "transformers", "faiss-cpu", "faiss-gpu", "nibabel", "pydicom",
     "mlflow", "monai", "sam2",
@@ -26,6 +28,10 @@ def examine(console: Console) -> bool:
     table.add_row("Python", platform.python_version())
     for package in _PACKAGES:
         table.add_row(package, _version(package))
+    notes = exposures()
+    table.add_row(
+        "exposure", "\n".join(f"[yellow]note:[/] {note}" for note in notes) or "none that the environment shows"
+    )
     sound = True
     for name, check in _CHECKS.items():
         started = time.perf_counter()

@@ -16,12 +16,10 @@ from cohorts import VOTE, settings_for
 from planted import PLANTED, search, write_planted
 from prefect.settings import get_current_settings
 
-from flows.evaluate import evaluate
 from flows.label_dataset import label_dataset
 from flows.select_slices import select_slices
 from rfss_core.datasets import load
 from rfss_core.errors import InputError, SettingsError
-from rfss_core.events import EventStream
 from rfss_core.settings import LabelSettings, SelectSettings
 from rfss_core.store import Workspace
 from rfss_core.store.private import FOLDER, private_names
@@ -80,14 +78,13 @@ def test_a_planted_name_is_in_nothing_that_a_run_leaves(
             SelectSettings.model_validate({**settings.model_dump(), "selection": {"n": 2}}), str(place)
         )
         assert {item.source for item in chosen.chosen} == {""}
-        measured = evaluate(salted(planted, tmp_path / "measured"), 2)
-        export_review(workspace, tmp_path / "review", EventStream())
+        export_review(str(workspace), tmp_path / "review")
         for kind in ("nifti", "nnunet", "bids", "ome-zarr"):
             options = export_settings({"format": kind, "with_expert": kind != "nifti"})
             export_dataset(workspace, tmp_path / kind, options)
     logged = tmp_path / "logged.txt"
     out = capfd.readouterr()
-    logged.write_text("\n".join([caplog.text, out.out, out.err, measured.model_dump_json()]))
+    logged.write_text("\n".join([caplog.text, out.out, out.err]))
     assert "truncated" in caplog.text
     (tmp_path / "status.json").write_text(read_status(str(workspace)).model_dump_json())
 
@@ -98,8 +95,7 @@ def test_a_planted_name_is_in_nothing_that_a_run_leaves(
     database = prefect_database()
     # Prefect's client hands logs over now and then.
     until(lambda: search(database.parent, words=(torn,)))
-    private = tuple(folder / FOLDER for folder in (workspace, tmp_path / "measured"))
-    assert search(tmp_path, database.parent, skip=private, words=(*PLANTED, SALT)) == []
+    assert search(tmp_path, database.parent, skip=(workspace / FOLDER,), words=(*PLANTED, SALT)) == []
     # The search does find what is there.
     assert len(search(workspace / FOLDER)) == len(PLANTED)
 
@@ -168,6 +164,9 @@ def test_the_command_line_with_workers_of_its_own_names_nobody(planted: Path, tm
     images, labels = str(planted / "images"), str(planted / "labels")
     common = ("--case-ids", "salted", "--config", str(config), "-v")
     said = rfss("label", images, "--labels", labels, "--workspace", str(workspace), "--executor", "local", *common)
+    said += rfss(
+        "evaluate", "--images", images, "--labels", labels, "--out", str(tmp_path / "evaluation.json"), *common
+    )
     said += rfss("status", str(workspace)) + rfss("status", str(workspace), "--json")
     said += rfss("export", str(workspace), "--format", "monai", "--with-expert", "--out", str(tmp_path / "monai"))
     said += rfss("datasets", "--workspace", str(workspace), "--json")

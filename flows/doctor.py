@@ -29,9 +29,7 @@ def examine(console: Console) -> bool:
     for package in _PACKAGES:
         table.add_row(package, _version(package))
     notes = exposures()
-    table.add_row(
-        "exposure", "\n".join(f"[yellow]note:[/] {note}" for note in notes) or "none that the environment shows"
-    )
+    table.add_row("exposure", "\n".join(f"[yellow]note:[/] {note}" for note in notes) or "none to be seen here")
     sound = True
     for name, check in _CHECKS.items():
         started = time.perf_counter()

@@ -81,6 +81,16 @@ def expires(certificate: bytes) -> datetime:
     return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
 
 
+def hosts_of(certificate: bytes) -> list[str]:
+    """Return the names and addresses in a PEM certificate of :func:`new_certificate`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    names = x509.load_pem_x509_certificate(certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    return [str(name.value) for name in names.value]
+
+
 def _begun(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int
 ) -> x509.CertificateBuilder:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.secure.certificates import new_authority, new_certificate
+from flows.secure.certificates import hosts_of, new_authority, new_certificate
 from rfss_core.errors import InputError, InputNotFoundError, SettingsError
 
 _BYTES = 24
+_PLAIN = re.compile(r"[\w./+@:=,-]+")
 _USER, _ADMIN = "rfss", "admin"
 _COMM = "DASK_DISTRIBUTED__COMM__"
 _SERVERS_ONLY = ("POSTGRES_", "AWS_")
@@ -57,8 +59,13 @@ class SecureFolder:
         """
         if self.exists and not force:
             raise InputError(
-                f"'{self.folder}' holds passwords and certificates already, and others may use them; --renew makes a new "
-                "certificate of the same authority, --force replaces all"
+                f"'{self.folder}' holds passwords and certificates already, and others may use them; --renew makes a "
+                "new certificate of the same authority, --force replaces all"
+            )
+        if not _PLAIN.fullmatch(str(self.folder)):
+            raise InputError(
+                f"'{self.folder}' holds characters that shells and compose files read differently; name a folder "
+                "without spaces and signs"
             )
         authority, authority_key = new_authority()
         certificate, key = new_certificate(authority, authority_key, hosts)
@@ -91,12 +98,18 @@ class SecureFolder:
     def renew(self, hosts: Sequence[str]) -> None:
         """Make a new certificate of the same authority; passwords stay.
 
+        Args:
+            hosts: names and addresses in the certificate, besides those of the old one.
+
         Raises:
             InputNotFoundError: there is no authority.
             InputError: its files are damaged.
         """
         try:
-            certificate, key = new_certificate(self.authority.read_bytes(), self.authority_key.read_bytes(), hosts)
+            known = hosts_of(self.certificate.read_bytes()) if self.certificate.exists() else []
+            certificate, key = new_certificate(
+                self.authority.read_bytes(), self.authority_key.read_bytes(), list(dict.fromkeys([*known, *hosts]))
+            )
         except FileNotFoundError as error:
             raise InputNotFoundError(f"'{error.filename}' is missing; run `rfss secure {self.folder}` first") from error
         except (ValueError, TypeError) as error:
@@ -151,8 +164,8 @@ class SecureFolder:
     def _mlflow_configuration(self, password: str) -> bytes:
         # The parser knows interpolation: a percent sign would begin one, and these passwords have none.
         return (
-            "# Of `mlflow server --app-name basic-auth`: MLFLOW_AUTH_CONFIG_PATH names this file. The password makes the\n"
-            "# administrator at the first start; it is changed by MLflow's own API from then on.\n"
+            "# Of `mlflow server --app-name basic-auth`: MLFLOW_AUTH_CONFIG_PATH names this file. The password makes\n"
+            "# the administrator at the first start; it is changed by MLflow's own API from then on.\n"
             "[mlflow]\n"
             "default_permission = READ\n"
             f"database_uri = sqlite:///{self.accounts}\n"

@@ -92,8 +92,8 @@ class Service:
         api = f"{ui}/api"
         if not (is_loopback(settings.host) or settings.secure):
             raise SettingsError(
-                f"--host {settings.host} would let everyone in that network start runs on this machine and read MLflow: "
-                "make passwords with `rfss secure DIR` and give --secure DIR, or stay on 127.0.0.1"
+                f"--host {settings.host} would let everyone in that network start runs on this machine and read "
+                "MLflow: make passwords with `rfss secure DIR` and give --secure DIR, or stay on 127.0.0.1"
             )
         servers = []
         if find(settings.host, settings.port, "Prefect", "--port", lambda: prefect_answers(api)):

@@ -52,7 +52,7 @@ def test_discovery_keeps_patients_and_reasons_and_says_no_name(planted: Path) ->
 
 def test_errors_of_reading_say_the_pseudonym(planted: Path) -> None:
     found = discover(str(planted / "images"), str(planted / "labels"), SETTINGS, SALT)
-    reasons = []
+    errors = {}
     for case in found.cases:
         try:
             with hiding(case):
@@ -60,10 +60,11 @@ def test_errors_of_reading_say_the_pseudonym(planted: Path) -> None:
                 if case.label is not None:
                     read_label(case, volume.grid, SETTINGS)
         except CaseError as error:
-            assert not told(error)
-            assert case.case_id in str(error)
-            reasons.append(error.reason)
-    assert {"truncated", "label_shape_mismatch"} <= set(reasons)
+            errors[case.case_id] = error
+    assert {"truncated", "label_shape_mismatch"} <= {error.reason for error in errors.values()}
+    for case_id, error in errors.items():
+        assert not told(error)
+        assert case_id in str(error)
 
 
 @pytest.mark.parametrize(

@@ -17,18 +17,18 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import zarr
 
-from rfss_core.errors import InputError, RfssError, StorageFullError, StoreAccessError, StoreError, UnsafePathError
+from rfss_core.errors import InputError, StoreError, UnsafePathError
 from rfss_core.store.durable import PARTIAL, create_file, make_folders, sync, write_file
+from rfss_core.store.faults import storing
 from rfss_core.store.remote import connect
 
 _LOCAL_SCHEMES = ("file://", "local://")
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _SYNC_THREADS = 8
 _REQUESTS = 64
 """Requests to an object store under way at once."""
@@ -369,37 +369,8 @@ class Files:
     def _remote(self, path: str) -> str:
         return "/".join((self._base, *_parts(path)))
 
-    @contextmanager
-    def _storing(self, action: str, path: str) -> Iterator[None]:
-        try:
-            yield
-        except RfssError:
-            raise
-        except OSError as error:
-            if error.errno in _FULL:
-                raise StorageFullError(
-                    f"no space left while {action} '{path}' in workspace '{self.url}'; free some and start the same "
-                    "command again: finished work is kept"
-                ) from error
-            if not self.is_local and isinstance(error, PermissionError):
-                raise StoreAccessError(
-                    f"the object store refuses access to workspace '{self.url}' ({error}); check its URL and the "
-                    "credentials: for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the block that names the store"
-                ) from error
-            if not self.is_local and action == "writing" and isinstance(error, FileNotFoundError):
-                # Whatever else is missing, a put creates it.
-                raise StoreAccessError(
-                    f"workspace '{self.url}': there is no such bucket; create it, or correct the URL"
-                ) from error
-            hint = "" if error.errno != errno.EACCES else "; check the folder's permissions"
-            raise StoreError(f"{action} '{path}' in workspace '{self.url}' failed: {error}{hint}") from error
-        except Exception as error:
-            # Clients of object stores have error types of their own, such as botocore's missing credentials.
-            if self.is_local:
-                raise
-            raise StoreError(
-                f"{action} '{path}' in workspace '{self.url}' failed: {error}; check the URL, credentials and network"
-            ) from error
+    def _storing(self, action: str, path: str) -> AbstractContextManager[None]:
+        return storing(action, path, self.url, self.is_local)
 
 
 def _parts(path: str) -> tuple[str, ...]:

@@ -120,16 +120,11 @@ def label(stack: Stack, given: dict[str, str], cohort: Path, login: str) -> None
         # What the form begins with: chunks go to the stack's Dask workers.
         execution = deployment["parameters"]["settings"]["execution"]
         assert execution == {"executor": f"tls://{HOST}:{stack.ports[8786]}"}
-        settings = settings_for(
-            cohort,
-            Path("block"),
-            workspace="block://hospital/hearts",
-            segmentation=VOTE,
-            execution=execution,
-        )
+        settings = settings_for(cohort, Path("block"), segmentation=VOTE, execution=execution)
+        given_settings = settings.model_dump(mode="json", by_alias=True) | {"workspace": "block://hospital/hearts"}
         started = client.post(
             f"/deployments/{deployment['id']}/create_flow_run",
-            json={"parameters": {"settings": settings.model_dump(mode="json", by_alias=True)}},
+            json={"parameters": {"settings": given_settings}},
         ).json()
 
         def run() -> dict[str, object]:

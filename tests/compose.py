@@ -77,10 +77,11 @@ class Stack:
 
     def start(self, name: str) -> None:
         """Start a service that goes on, and wait until its own health check says so."""
-        process = subprocess.Popen(
-            self._command(name), env=self._environment(name), cwd=self._home(name),
-            stdout=self._log(name).open("wb"), stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+        with self._log(name).open("wb") as said:
+            process = subprocess.Popen(
+                self._command(name), env=self._environment(name), cwd=self._home(name),
+                stdout=said, stderr=said, start_new_session=True,
+            )  # fmt: skip
         self._processes.append((name, process))
         deadline = time.monotonic() + PATIENCE_S
         while not self.healthy(name):

@@ -95,7 +95,9 @@ def slurm() -> Iterator[Slurm]:
     config.write_text(
         CONFIG.format(host=host, user=getpass.getuser(), folder=folder, controller=free_port(), node=free_port())
     )
-    (folder / "gres.conf").write_text(f"NodeName={host} Name=gpu Count=2\n")
+    # Devices that every machine has stand for GPUs: Slurm counts them, nobody opens them.
+    gpus = [f"NodeName={host} Name=gpu File={device}\n" for device in ("/dev/null", "/dev/zero")]
+    (folder / "gres.conf").write_text("".join(gpus))
     daemons = (
         ["munged", "--foreground", "--force", f"--socket={folder}/munge/socket", f"--key-file={key}",
          f"--log-file={folder}/munged.log", f"--pid-file={folder}/munged.pid", f"--seed-file={folder}/munge.seed"],

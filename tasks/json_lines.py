@@ -17,10 +17,16 @@ from tasks.log_context import CONTEXT_FIELDS
 UNTOLD = ("name", "message", "predicted_dice")
 """Fields of events that no line carries: they may name a patient, or are as many as there are cases."""
 EVENT_FIELDS = tuple(
-    dict.fromkeys(part.name for kind in Event.__subclasses__() for part in fields(kind) if part.name not in UNTOLD)
+    dict.fromkeys(
+        part.name for kind in Event.__subclasses__() for part in fields(kind) if part.name not in (*UNTOLD, "case_id")
+    )
 )
 """What a line about an event carries besides."""
-LINE_FIELDS = ("time", "level", "logger", "message", *CONTEXT_FIELDS, "event", *EVENT_FIELDS, "code", "exc_info")
+LINE_FIELDS = tuple(
+    dict.fromkeys(
+        ("time", "level", "logger", "message", *CONTEXT_FIELDS, "event", *EVENT_FIELDS, "code", "exc_info"),
+    )
+)
 """All fields that a JSON line can have, in this order; one that does not apply is left out."""
 
 

@@ -98,9 +98,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> WatchedRun:
     assert code == 0, said
     [kept] = (place / "metrics").glob("*.prom")
     lines = [json.loads(line) for line in said.splitlines()]
-    return WatchedRun(
-        cohort, workspace, lines, (place / "out").read_text(), samples(scraper.text), samples(kept.read_text())
-    )
+    during, after = samples(scraper.text), samples(kept.read_text())
+    return WatchedRun(cohort, workspace, lines, (place / "out").read_text(), during, after)
 
 
 def test_every_line_is_json_with_the_run_in_it(watched: WatchedRun) -> None:

@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +25,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from side_by_side import side_by_side
 
 from rfss_core.code import code_version
 from rfss_core.settings import SupervisedSettings
 from rfss_core.training import SupervisedSegmenter, train_supervised
 
 COMMAND = "python benchmarks/networks_elsewhere.py train BUNDLE --out RESULTS"
+
+Trained = tuple[int, dict[str, Any], npt.NDArray[np.uint8]]
+"""Place of a network among the jobs, what is known of it, its label maps."""
 
 
 @dataclass(frozen=True)
@@ -106,19 +108,7 @@ class Slices:
         return self._bundle.mask(self._rows[index])
 
 
-@dataclass(frozen=True)
-class Near:
-    """What a network makes of its neighbours: nothing."""
-
-    indices: npt.NDArray[np.int64]
-    distances: npt.NDArray[np.float32]
-
-    def for_class(self, value: int, /) -> npt.NDArray[np.int64]:  # noqa: ARG002 - the same for every class
-        """Return all of them."""
-        return self.indices
-
-
-def train(path: Path, place: int, device: str) -> tuple[int, dict[str, Any], npt.NDArray[np.uint8]]:
+def train(path: Path, place: int, device: str) -> Trained:
     """Train one network and label its test slices; runs in a process of its own."""
     torch.set_num_threads(1)
     bundle = Bundle(path)
@@ -129,9 +119,7 @@ def train(path: Path, place: int, device: str) -> tuple[int, dict[str, Any], npt
     model, rounds = train_supervised(support, job.architecture, settings, seed=job.seed, device=chosen)
     trained = time.perf_counter()
     segmenter = SupervisedSegmenter(model, chosen)
-    near = Near(np.array([0]), np.zeros(1, np.float32))
-    queries = [bundle.image(row) for row in job.test]
-    found = segmenter.segment(queries, [near] * len(queries), support, keep_logits=False)
+    found = segmenter.label([bundle.image(row) for row in job.test])
     labels = np.concatenate([one.labels.ravel() for one in found])
     about = {
         "weights": segmenter.digest,
@@ -145,7 +133,7 @@ def train(path: Path, place: int, device: str) -> tuple[int, dict[str, Any], npt
     return place, about, labels
 
 
-def results_of(path: Path) -> list[tuple[int, dict[str, Any], npt.NDArray[np.uint8]]]:
+def results_of(path: Path) -> list[Trained]:
     """Return what an earlier :func:`train_all` finished: place, what is known, label maps; nothing where no file is."""
     if not path.exists():
         return []
@@ -162,39 +150,24 @@ def train_all(
     What ``earlier``, the results folder of another call with the same bundles, holds is not trained again.
     """
     out.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + 60 * minutes
     bundles = {path: Bundle(path) for path in paths}
     before = earlier or out
     done = {path: results_of(before / f"{bundle.name}.npz") for path, bundle in bundles.items()}
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context)
-    waiting: dict[Future[Any], Path] = {
-        pool.submit(train, path, place, device): path
+    jobs = {
+        (path, place): (path, place, device)
         for path, bundle in bundles.items()
         for place in range(len(bundle.jobs))
         if place not in {one for one, _, _ in done[path]}
     }
-    failed = 0
-    try:
-        for future in as_completed(waiting, timeout=max(1.0, deadline - time.monotonic())):
-            path = waiting[future]
-            if (error := future.exception()) is not None:
-                failed += 1
-                print(f"failed: {bundles[path].name}: {error}", file=sys.stderr, flush=True)
-                continue
-            place, about, labels = future.result()
-            done[path].append((place, about, labels))
-            job = bundles[path].jobs[place]
-            print(
-                f"{bundles[path].name}: {job.label}, seed {job.seed}: {about['rounds'][-1]['step']} steps in "
-                f"{about['train_seconds']:.0f} s, {about['device']}",
-                flush=True,
-            )
-    except TimeoutError:
-        print("time is up", file=sys.stderr, flush=True)
-    for process in multiprocessing.active_children():
-        process.terminate()
-    pool.shutdown(wait=False, cancel_futures=True)
+
+    def finished(key: tuple[Path, int], found: Trained) -> str:
+        path, place = key
+        done[path].append(found)
+        job, about = bundles[path].jobs[place], found[1]
+        took = f"{about['rounds'][-1]['step']} steps in {about['train_seconds']:.0f} s, {about['device']}"
+        return f"{bundles[path].name}: {job.label}, seed {job.seed}: {took}"
+
+    failed = side_by_side(train, jobs, processes=processes, seconds=60 * minutes, finished=finished)
     for path, found in done.items():
         content = {f"labels{place}": labels for place, _, labels in found}
         about = json.dumps({str(place): one for place, one, _ in found}).encode()

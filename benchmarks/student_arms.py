@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ ARMS = (
     "+ all, weighted",
     "+ all, weighted, ignore",
     "+ all, unweighted",
+    "+ truly best",
     "+ accepted, experts' labels",
     "+ all, experts' labels",
 )
@@ -104,6 +106,7 @@ def build_bundle(
     training: Mapping[str, dict[str, Any]],
     longest: int,
     seeds: Sequence[int],
+    arms: Sequence[str] = ARMS,
 ) -> None:
     """Write the bundle of all draws, seeds, arms and architectures.
 
@@ -116,6 +119,7 @@ def build_bundle(
         training: architecture -> settings of its training.
         longest: pixels that the longer side of a slice may have.
         seeds: of the trainings of each draw.
+        arms: that are trained.
     """
     everybody = frozenset(
         patient for found in labelled.values() for part in found["parts"].values() for patient in part
@@ -128,7 +132,8 @@ def build_bundle(
     for draw, found in labelled.items():
         dataset = load(str(work / str(draw) / "workspace"), verify="labels", log_input=False)
         labels |= _pseudo_labels(dataset, gathered, draw, max(values) + 1)
-        jobs += _jobs(dataset, gathered, found, training, seeds)
+        jobs += _jobs(dataset, gathered, labels, found, training, seeds)
+    jobs = [job for job in jobs if job.arm in arms]
     # Every table needs the three arms of the issue with the first architecture; then the other arms.
     first = next(iter(training))
     jobs.sort(key=lambda job: (job.arm not in MAIN, job.architecture != first, job.seed, job.draw, ARMS.index(job.arm)))
@@ -152,6 +157,7 @@ def _pseudo_labels(
 def _jobs(
     dataset: PseudoLabelSet,
     gathered: Gathered,
+    labels: Mapping[str, Mapping[int, npt.NDArray[np.uint8]]],
     found: dict[str, Any],
     training: Mapping[str, dict[str, Any]],
     seeds: Sequence[int],
@@ -164,6 +170,15 @@ def _jobs(
     validating = _experts(gathered.of(parts["calibration"]), validates=True)
     everything = dataset.cases(("accept", "review", "reject"))
     accepted = [case for case in everything if case.decision == "accept"]
+
+    maps, truth = labels[f"pseudo-{draw}"], labels[EXPERT]
+
+    def true_dice(case: Any) -> float:
+        rows = gathered.volumes[case.id].rows
+        stacks = (np.concatenate([kind[row].ravel() for row in rows]) for kind in (maps, truth))
+        return mean_dice(*stacks, dataset.classes)
+
+    best = sorted(everything, key=true_dice, reverse=True)[: len(accepted)]
 
     def pseudo(cases: Sequence[Any], kind: str, weighted: bool = True) -> Part:
         items = [(row, case.weight if weighted else 1.0) for case in cases for row in gathered.volumes[case.id].rows]
@@ -181,6 +196,7 @@ def _jobs(
         "+ all, weighted": [experts, pseudo(everything, "pseudo")],
         "+ all, weighted, ignore": [experts, pseudo(everything, "ignore")],
         "+ all, unweighted": [experts, pseudo(everything, "pseudo", weighted=False)],
+        "+ truly best": [experts, pseudo(best, "pseudo")],
         "+ accepted, experts' labels": [experts, oracle(accepted)],
         "+ all, experts' labels": [experts, oracle(everything)],
     }
@@ -193,6 +209,15 @@ def _jobs(
         for arm, one in own.items()
         if architecture == first or arm in MAIN
     ]
+
+
+def mean_dice(found: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8], classes: Mapping[int, str]) -> float:
+    """Return the Dice of label maps of one shape, mean over the classes; 1 for a class that neither holds."""
+    scores = []
+    for value in classes:
+        total = int((found == value).sum() + (truth == value).sum())
+        scores.append(2 * int(((found == value) & (truth == value)).sum()) / total if total else 1.0)
+    return statistics.fmean(scores)
 
 
 def _experts(rows: list[int], *, validates: bool = False) -> Part:

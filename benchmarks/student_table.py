@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from student_arms import ARMS
+from student_arms import ARMS, mean_dice
 from student_bundle import Bundle, Job
 from torch.nn.functional import interpolate, one_hot
 
@@ -111,7 +111,7 @@ def pool_quality(labelled: Mapping[int, dict[str, Any]], work: Path, data: Path)
         dice = {}
         for case in dataset.cases(("accept", "review", "reject")):
             labels, _ = truth.of(case.id)
-            dice[case.id] = (_mean_dice(case.label(), labels, dataset.classes), case.decision)
+            dice[case.id] = (mean_dice(case.label(), labels, dataset.classes), case.decision)
         accepted = [value for value, decision in dice.values() if decision == "accept"]
         found.append(
             {
@@ -128,8 +128,6 @@ def pool_quality(labelled: Mapping[int, dict[str, Any]], work: Path, data: Path)
 
 def markdown(name: str, table: Sequence[Mapping[str, Any]], pools: Sequence[Mapping[str, Any]]) -> str:
     """Return both tables as Markdown."""
-    classes = list(table[0]["classes"])
-    titles = " | ".join(f"Dice {one}" for one in classes)
     lines = [
         f"Pseudo-labels of {name} (true Dice, known here because experts labelled the pool too):",
         "",
@@ -143,6 +141,16 @@ def markdown(name: str, table: Sequence[Mapping[str, Any]], pools: Sequence[Mapp
         "",
         f"Students on {name}, test patients:",
         "",
+        students_markdown(table),
+    ]
+    return "\n".join(lines)
+
+
+def students_markdown(table: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of :func:`summary_table` as Markdown."""
+    classes = list(table[0]["classes"])
+    titles = " | ".join(f"Dice {one}" for one in classes)
+    lines = [
         f"| network | trained on | slices | networks | Dice | gain | {titles} | HD95 mm |",
         "|---|---|---|---|---|---|" + "---|" * (len(classes) + 1),
     ]
@@ -201,14 +209,6 @@ def enlarged(labels: npt.NDArray[np.uint8], size: tuple[int, int], highest: int)
     masks = one_hot(torch.from_numpy(labels).long(), highest + 1).movedim(-1, 1).float()
     grown = interpolate(masks, size=size, mode="bilinear", align_corners=False)
     return np.asarray(grown.argmax(1).to(torch.uint8).numpy())
-
-
-def _mean_dice(found: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8], classes: Mapping[int, str]) -> float:
-    scores = []
-    for value in classes:
-        total = int((found == value).sum() + (truth == value).sum())
-        scores.append(2 * int(((found == value) & (truth == value)).sum()) / total if total else 1.0)
-    return statistics.fmean(scores)
 
 
 def _over_patients(found: Mapping[str, Sequence[float]]) -> float:

@@ -11,41 +11,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from side_by_side import side_by_side
 from student_bundle import Bundle, TrainingSlices
 
 from rfss_core.settings import SupervisedSettings
 from rfss_core.training import Provenance, SupervisedSegmenter, train_supervised
 
 
-@dataclass(frozen=True)
-class Near:
-    """What a network makes of its neighbours: nothing."""
-
-    indices: npt.NDArray[np.int64]
-    distances: npt.NDArray[np.float32]
-
-    def for_class(self, value: int, /) -> npt.NDArray[np.int64]:  # noqa: ARG002 - the same for every class
-        """Return all of them."""
-        return self.indices
-
-
-def train_job(path: Path, place: int, device: str, folder: Path, deadline: float) -> dict[str, Any] | None:
-    """Train one network and keep its label maps; None where the time is up. Runs in a process of its own."""
-    if time.time() > deadline:
-        return None
+def train_job(path: Path, place: int, device: str, folder: Path) -> dict[str, Any]:
+    """Train one network and keep its label maps. Runs in a process of its own."""
     torch.set_num_threads(1)
     bundle, chosen = Bundle(path), torch.device(device)
     job = bundle.jobs[place]
@@ -68,8 +52,7 @@ def train_job(path: Path, place: int, device: str, folder: Path, deadline: float
     )
     trained = time.perf_counter()
     queries = [bundle.image(row) for row in job.test]
-    near = Near(np.array([0]), np.zeros(1, np.float32))
-    found = SupervisedSegmenter(model, chosen).segment(queries, [near] * len(queries), data, keep_logits=False)
+    found = SupervisedSegmenter(model, chosen).label(queries)
     about = {
         "job": job.name,
         "weights": model.digest,
@@ -90,40 +73,23 @@ def train_job(path: Path, place: int, device: str, folder: Path, deadline: float
 
 
 def train_all(paths: Sequence[Path], out: Path, minutes: float, processes: int, device: str) -> int:
-    """Train what is not there yet, until the time is up."""
-    deadline = time.time() + 60 * minutes
-    waiting, failed = {}, 0
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        bundles = {path: Bundle(path) for path in paths}
-        # Bundle after bundle at each place: what every table needs stands first in each.
-        for place in range(max(len(bundle.jobs) for bundle in bundles.values())):
-            for path, bundle in bundles.items():
-                folder = out / bundle.name
-                folder.mkdir(parents=True, exist_ok=True)
-                if place < len(bundle.jobs) and not (folder / f"{place}.npz").exists():
-                    future = pool.submit(train_job, path, place, device, folder, deadline)
-                    waiting[future] = f"{bundle.name}: {bundle.jobs[place].name}"
-        names = {bundle.name: len(bundle.jobs) for bundle in bundles.values()}
-        try:
-            for number, future in enumerate(as_completed(waiting, timeout=max(1.0, deadline - time.time())), 1):
-                if (error := future.exception()) is not None:
-                    failed += 1
-                    print(f"failed: {waiting[future]}: {error}", file=sys.stderr, flush=True)
-                elif (about := future.result()) is not None:
-                    print(
-                        f"{number}/{len(waiting)} {waiting[future]}: {about['rounds'][-1]['step']} steps in "
-                        f"{about['train_seconds']:.0f} s, {about['device']}",
-                        flush=True,
-                    )
-        except TimeoutError:
-            print("time is up", file=sys.stderr, flush=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
-    for name, number in names.items():
-        print(
-            f"{name}: {sum(one.stem.isdigit() for one in (out / name).glob('*.npz'))} of {number} networks", flush=True
-        )
+    """Train what is not there yet, until the time is up; return 1 where a network failed."""
+    bundles, jobs = {path: Bundle(path) for path in paths}, {}
+    # Bundle after bundle at each place: what every table needs stands first in each.
+    for place in range(max(len(bundle.jobs) for bundle in bundles.values())):
+        for path, bundle in bundles.items():
+            folder = out / bundle.name
+            folder.mkdir(parents=True, exist_ok=True)
+            if place < len(bundle.jobs) and not (folder / f"{place}.npz").exists():
+                jobs[f"{bundle.name}: {bundle.jobs[place].name}"] = (path, place, device, folder)
+
+    def finished(name: str, about: dict[str, Any]) -> str:
+        return f"{name}: {about['rounds'][-1]['step']} steps in {about['train_seconds']:.0f} s, {about['device']}"
+
+    failed = side_by_side(train_job, jobs, processes=processes, seconds=60 * minutes, finished=finished)
+    for bundle in bundles.values():
+        there = sum(one.stem.isdigit() for one in (out / bundle.name).glob("*.npz"))
+        print(f"{bundle.name}: {there} of {len(bundle.jobs)} networks", flush=True)
     return 1 if failed else 0
 
 

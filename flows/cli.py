@@ -28,6 +28,7 @@ from flows.commands.status import status
 from flows.commands.study import study
 from flows.commands.train import train
 from flows.exit_codes import BAD_INPUT, DONE, FAILED, INTERRUPTED
+from flows.interrupt import swallowed_interrupts_return
 from rfss_core import __version__
 from rfss_core.errors import InputError, ModelError, RfssError
 from rfss_core.settings import LogFormat, LogLevel, LogSettings
@@ -111,7 +112,8 @@ def main(arguments: list[str] | None = None) -> None:
         return code
 
     try:
-        code = typer.main.get_command(app).main(arguments, prog_name="rfss", standalone_mode=False) or DONE
+        with swallowed_interrupts_return():
+            code = typer.main.get_command(app).main(arguments, prog_name="rfss", standalone_mode=False) or DONE
     except TyperException as error:
         code = BAD_INPUT
         if as_json():

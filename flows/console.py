@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rfss_core.figures import interval, number
 from tasks.summary import IntervalPart, Summary
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def show_summary(console: Console, summary: Summary) -> None:
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for name, dice in summary.held_out_dice.items():
         distance, floor = summary.held_out_hd95.get(name), summary.label_fusion_dice.get(name)
-        table.add_row(name, _number(dice), _interval(dice), _number(distance, 1), _number(floor))
+        bounds = f"{interval(dice.ci_low, dice.ci_high)} (n = {dice.n})"
+        table.add_row(name, _mean(dice), bounds, _mean(distance, 1), _mean(floor))
     console.print(table)
     cases, decisions = summary.cases, summary.decisions
     console.print(
@@ -62,7 +64,7 @@ def show_evaluation(console: Console, result: Evaluation, out: Path) -> None:
     for heading in ("class", "Dice", "HD95 mm"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for name, dice in result.dice.items():
-        table.add_row(name, _plain(dice), _plain(result.hd95.get(name), 1))
+        table.add_row(name, number(dice), number(result.hd95.get(name), 1))
     console.print(table)
     console.print(
         f"{len(result.per_case)} cases of {result.test_patients} patients, {result.support_slices} support slices of "
@@ -113,7 +115,7 @@ def show_selection(console: Console, selection: Selection, out: Path) -> None:
     if selection.coverage[0].chosen == 0:
         rows = {"before": selection.coverage[0], **rows}
     for name, point in rows.items():
-        coverage.add_row(name, _plain(point.mean), _plain(point.p95), _plain(point.maximum))
+        coverage.add_row(name, number(point.mean), number(point.p95), number(point.maximum))
     console.print(coverage)
     console.print(
         f"{selection.n} of {selection.slices - selection.labelled_slices} unlabelled slices of "
@@ -171,7 +173,7 @@ def show_review_cases(console: Console, cases: Sequence[ReviewCase], out: Path, 
     for heading in ("rank", "case", "decision", "predicted Dice", "expected gain"):
         table.add_column(heading, justify="left" if heading in ("case", "decision") else "right")
     for case in cases[:CASES_SHOWN]:
-        figures = [_plain(case.predicted_dice), _plain(case.expected_gain, 4)]
+        figures = [number(case.predicted_dice), number(case.expected_gain, 4)]
         table.add_row(str(case.rank), escape(case.name), escape(case.decision), *figures)
     console.print(table)
     if len(cases) > CASES_SHOWN:
@@ -231,15 +233,5 @@ def show_export(console: Console, report: ExportReport) -> None:
     console.print(f"{state} {escape(str(report.folder))} ({files} files)", highlight=False, soft_wrap=True)
 
 
-def _number(interval: IntervalPart | None, digits: int = 3) -> str:
-    return _plain(None if interval is None else interval.mean, digits)
-
-
-def _plain(value: float | None, digits: int = 3) -> str:
-    return "n/a" if value is None else f"{value:.{digits}f}"
-
-
-def _interval(interval: IntervalPart) -> str:
-    if interval.ci_low is None or interval.ci_high is None:
-        return f"n/a (n = {interval.n})"
-    return f"{interval.ci_low:.3f} to {interval.ci_high:.3f} (n = {interval.n})"
+def _mean(part: IntervalPart | None, decimals: int = 3) -> str:
+    return number(None if part is None else part.mean, decimals)

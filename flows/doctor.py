@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 _PACKAGES = (
@@ -78,4 +79,25 @@ def _workers() -> str:
         return f"a Dask worker adds 1 and 1: {client.submit(sum, [1, 1]).result(timeout=60)}"
 
 
-_CHECKS: dict[str, Callable[[], str]] = {"device": _device, "models": _models, "executor local": _workers}
+def _prefect() -> str:
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    from flows.server import check_server
+    from flows.service.attendance import unattended
+
+    url = PREFECT_API_URL.value()
+    if not url:
+        return "no server is configured (PREFECT_API_URL): each command starts its own"
+    server = check_server(url)
+    with get_client(sync_client=True) as client:
+        notes = unattended(client)
+    return "\n".join([f"version {server} at {url}", *(f"[yellow]note:[/] {escape(note)}" for note in notes)])
+
+
+_CHECKS: dict[str, Callable[[], str]] = {
+    "device": _device,
+    "models": _models,
+    "executor local": _workers,
+    "Prefect server": _prefect,
+}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 
-import pandas as pd
 from prefect import flow
 
 from flows.endings import with_reasons
 from flows.running import open_run
 from rfss_core.code import code_version
-from rfss_core.quality import METRICS_LIBRARY, Split, SplitCase, choose_patients, refuse_leak
+from rfss_core.quality import METRICS_LIBRARY, Split, choose_patients, refuse_leak, split_cases
 from rfss_core.settings import SUPERVISED, LabelSettings
 from rfss_core.store import Manifest
 from rfss_core.study import CaseResult, Evaluation
@@ -61,7 +60,8 @@ def evaluate(
         manifest = set_aside(run, manifest, embeddings.refused, embeddings.refused_ids)
         split = chosen(manifest)
         index = build_index(run, manifest, embeddings, split)
-        refuse_leak(_split_cases(manifest, index.support_cases), _split_cases(manifest, index.held_out_cases))
+        cases = manifest.cases
+        refuse_leak(split_cases(cases, index.support_cases), split_cases(cases, index.held_out_cases))
         index = with_patches(run, index)
         network = train(run, index) if settings.segmentation.segmenter in SUPERVISED else None
         processor = time.process_time()
@@ -106,9 +106,3 @@ def evaluate(
         metrics=METRICS_LIBRARY,
         code=code_version(),
     )
-
-
-def _split_cases(manifest: Manifest, case_ids: tuple[str, ...]) -> list[SplitCase]:
-    cases: pd.DataFrame = manifest.cases[manifest.cases["case_id"].isin(case_ids)]
-    columns = zip(cases["name"], cases["patient"], cases["pixel_digest"], strict=True)
-    return [SplitCase(str(name), str(patient), str(pixels)) for name, patient, pixels in columns]

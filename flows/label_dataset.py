@@ -11,7 +11,7 @@ from flows.running import open_run
 from flows.showing import quarantine_counts, show_end, show_start
 from rfss_core.errors import GateError, InputError
 from rfss_core.imaging.case import REVIEWED_SOURCE
-from rfss_core.quality import Split, split_patients, with_reviewed
+from rfss_core.quality import Split, refuse_leak, split_cases, split_patients, with_reviewed
 from rfss_core.segmentation.factory import baseline_error
 from rfss_core.settings import BASELINES, LabelSettings
 from rfss_core.store import Manifest
@@ -90,4 +90,8 @@ def _plan(manifest: Manifest, settings: LabelSettings) -> tuple[list[str], Split
     labelled = manifest.cases[manifest.cases["labelled"]]
     reviewed = labelled["label_source"] == REVIEWED_SOURCE
     split = split_patients(labelled.loc[~reviewed, "patient"].tolist(), settings.held_out, settings.seed)
-    return unlabelled, with_reviewed(split, labelled.loc[reviewed, "patient"].tolist())
+    split = with_reviewed(split, labelled.loc[reviewed, "patient"].tolist())
+    held_out = labelled["patient"].isin(split.held_out) & ~reviewed
+    # Quality, calibration and the gate are measured on those who are held out.
+    refuse_leak(split_cases(labelled[labelled["patient"].isin(split.support)]), split_cases(labelled[held_out]))
+    return unlabelled, split

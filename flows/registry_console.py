@@ -10,9 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from rfss_core.figures import number
 from tasks.lineage import Lineage
 from tasks.promotion import Promotion
 from tasks.registry import DatasetVersion
+from tasks.student_notes import gain_of
+from tasks.students import student_links
 
 UNTOLD = "no Prefect server was told (PREFECT_API_URL is not set, or it does not answer): no automation starts"
 
@@ -26,6 +29,10 @@ def listing(found: Mapping[str, Sequence[DatasetVersion]]) -> dict[str, Any]:
                 "aliases": list(item.aliases),
                 "status": item.status,
                 "held_out_dice": item.held_out_dice,
+                "student_gain": gain_of(item),
+                "students": [
+                    {"student": f"{student}/{number}", **said} for student, number, said in student_links(item)
+                ],
                 "cases": {
                     key.removeprefix("cases."): int(n) for key, n in item.tags.items() if key.startswith("cases.")
                 },
@@ -46,24 +53,31 @@ def show_versions(console: Console, found: Mapping[str, Sequence[DatasetVersion]
         console.print(f"no data set is registered at {uri}; run `rfss label` first", highlight=False, soft_wrap=True)
         return
     table = Table(title=f"Data sets at {uri}", title_justify="left")
-    for heading in ("name", "version", "aliases", "status", "Dice", "accepted", "digest", "date"):
-        side: Literal["left", "right"] = "right" if heading in ("version", "Dice", "accepted") else "left"
+    for heading in ("name", "version", "aliases", "status", "Dice", "gain", "accepted", "digest", "date"):
+        side: Literal["left", "right"] = "right" if heading in ("version", "Dice", "gain", "accepted") else "left"
         table.add_column(heading, justify=side, no_wrap=heading not in ("name", "aliases"))
     for name, versions in found.items():
         for place, item in enumerate(versions):
-            dice = "n/a" if item.held_out_dice is None else f"{item.held_out_dice:.3f}"
+            gain = gain_of(item)
+            dice = number(item.held_out_dice)
             table.add_row(
                 escape(name) if place == 0 else "",
                 item.version,
                 ", ".join(item.aliases),
                 f"[green]{item.status}[/]" if item.status == "accepted" else f"[red]{item.status}[/]",
                 dice,
+                "" if gain is None else f"{gain:+.3f}",
                 item.tags.get("cases.accept", ""),
                 item.digest[:8],
                 f"{item.created:%Y-%m-%d}",
             )
     console.print(table)
-    console.print("Dice: mean over classes on held-out patients; accepted: cases", highlight=False)
+    console.print(
+        "Dice: mean over classes on held-out patients; gain: what the pseudo-labels added to a student's Dice (rfss "
+        "train); accepted: cases",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def show_promotion(console: Console, done: Promotion) -> None:

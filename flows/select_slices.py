@@ -9,6 +9,7 @@ from pathlib import Path
 
 from prefect import flow
 
+from flows.endings import with_reasons
 from flows.running import open_run
 from rfss_core.errors import SettingsError
 from rfss_core.settings import LabelSettings, SelectSettings
@@ -23,6 +24,7 @@ FOLDER = "selection"
 
 
 @flow(name="select", validate_parameters=True, persist_result=False)
+@with_reasons
 def select_slices(settings: SelectSettings, out: str) -> Selection:
     """Choose the slices whose labels would serve the others best, by their embeddings alone.
 

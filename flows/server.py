@@ -12,9 +12,9 @@ from contextlib import ExitStack
 
 import httpx
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, get_current_settings, temporary_settings
 
-from rfss_core.errors import ExecutionError
+from rfss_core.errors import ExecutionError, RfssError, ServerAccessError
 
 STOP_S = 5.0
 POLL_S = 0.1
@@ -103,32 +103,54 @@ def ensure_prefect_server() -> None:
     """Use the configured Prefect server, or one of our own for as long as this process lives.
 
     Raises:
-        ExecutionError: the configured server does not answer or refuses the credentials; or none is configured, and the
-            embedded one does not start.
+        ServerAccessError: the configured server refuses the credentials.
+        ExecutionError: it does not answer; or none is configured, and the embedded one does not start.
     """
     settings = get_current_settings()
     if settings.api.url:
-        _check_configured(settings.api.url)
+        check_server(settings.api.url)
         return
     start_prefect_server()
     url = _started[0].wait(settings.server.ephemeral.startup_timeout_seconds)
     _lifetime.enter_context(temporary_settings({PREFECT_API_URL: url}))
 
 
-def _check_configured(url: str) -> None:
+def refused(url: str, error: httpx.HTTPStatusError) -> RfssError:
+    """Return what a Prefect server's answer that is no success means to a user.
+
+    Args:
+        url: of the server's API.
+        error: the answer.
+    """
+    code = error.response.status_code
+    if code in (401, 403):
+        given = PREFECT_API_AUTH_STRING.value()
+        does = "refuses what PREFECT_API_AUTH_STRING holds" if given else "asks for a password"
+        return ServerAccessError(
+            f"the Prefect server at '{url}' {does} ({code}); set PREFECT_API_AUTH_STRING to its user:password"
+        )
+    return ExecutionError(f"the Prefect server at '{url}' answers with {code}; look at its log")
+
+
+def check_server(url: str) -> str:
     """Say at the start what would otherwise be a traceback of Prefect's client.
 
+    Args:
+        url: of the configured server's API.
+
+    Returns:
+        The server's version.
+
     Raises:
-        ExecutionError: the server does not answer, or refuses the credentials.
+        ServerAccessError: the server refuses the credentials.
+        ExecutionError: it does not answer, or with an error.
     """
     try:
         with get_client(sync_client=True) as client:
             # The endpoint asks for credentials where the server does; its health does not.
-            client.request("GET", "/admin/version").raise_for_status()
+            return str(client.request("GET", "/admin/version").raise_for_status().json())
     except httpx.HTTPStatusError as error:
-        code = error.response.status_code
-        hint = "set PREFECT_API_AUTH_STRING to its user:password" if code in (401, 403) else "look at its log"
-        raise ExecutionError(f"the Prefect server at '{url}' answers with {code}; {hint}") from error
+        raise refused(url, error) from error
     except httpx.TransportError as error:
         raise ExecutionError(
             f"the Prefect server at '{url}' does not answer ({error or type(error).__name__}); start it "

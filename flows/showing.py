@@ -11,7 +11,7 @@ import io
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -22,7 +22,7 @@ from rfss_core.store.files import Files
 from tasks.events_out import dataset_resource, send_event
 from tasks.run import Run
 from tasks.spectator import server_answers
-from tasks.summary import Summary
+from tasks.summary import IntervalPart, Summary
 
 GATE_FAILED = "rfss.gate.failed"
 """Event: a data set failed its quality gate. Payload: ``name``, ``version``, ``dice``, ``reasons``,
@@ -43,7 +43,7 @@ def show_start(run: Run) -> None:
     if run.executor.dashboard:
         lines.append(f"- [Dask dashboard]({run.executor.dashboard}): what each worker does now")
     lines.append(f"- `rfss status {run.workspace.url}` in a terminal: chunks done, rate, time left")
-    _try(create_markdown_artifact, "\n".join(lines), key="rfss-run", description="Where this run can be watched")
+    put(create_markdown_artifact, "\n".join(lines), key="rfss-run", description="Where this run can be watched")
 
 
 def show_end(run: Run, summary: Summary, drifted: Sequence[str]) -> None:
@@ -51,16 +51,55 @@ def show_end(run: Run, summary: Summary, drifted: Sequence[str]) -> None:
     if not server_answers():
         log.warning("the Prefect server does not answer: its UI gets no figures; '%s' has them", summary.report)
         return
-    _try(create_table_artifact, run.throughput.table(), key="rfss-stages", description="Work of each stage in this run")
-    _try(create_table_artifact, _held_out(summary), key="rfss-held-out", description="Quality on held-out patients")
+    put(create_table_artifact, run.throughput.table(), key="rfss-stages", description="Work of each stage in this run")
+    quality = quality_table(summary.held_out_dice, summary.held_out_hd95, summary.label_fusion_dice)
+    put(create_table_artifact, quality, key="rfss-held-out", description="Quality on held-out patients")
     if pictures := _pictures(run.workspace.files, summary):
         text = "Best, median and worst held-out case"
-        _try(create_markdown_artifact, pictures, key="rfss-overlays", description=text)
-    _try(create_markdown_artifact, _text(run, summary, drifted), key="rfss-summary", description="Summary of the run")
+        put(create_markdown_artifact, pictures, key="rfss-overlays", description=text)
+    put(create_markdown_artifact, _text(run, summary, drifted), key="rfss-summary", description="Summary of the run")
     if summary.dataset.status == "rejected":
         _tell(GATE_FAILED, summary, summary.gate)
     if drifted:
         _tell(DRIFT, summary, drifted)
+
+
+def put(create: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    """Put one artifact into Prefect's UI, or send it one event; a server that is gone costs a line in the log.
+
+    Args:
+        create: one of Prefect's functions, for example ``create_markdown_artifact``.
+        arguments: its arguments.
+        options: its keywords; ``key`` names it in the log.
+    """
+    what = options.get("key", arguments[0])
+    if not server_answers():
+        log.warning("the Prefect server does not answer: its UI lacks '%s'; the run is not affected", what)
+        return
+    try:
+        create(*arguments, **options)
+    except Exception as error:  # noqa: BLE001 - whatever an HTTP client raises
+        log.warning("Prefect was not told of '%s' (%s); the run is not affected", what, error)
+
+
+def quality_table(
+    dice: Mapping[str, IntervalPart],
+    hd95: Mapping[str, IntervalPart],
+    label_fusion: Mapping[str, IntervalPart] | None = None,
+) -> list[dict[str, Any]]:
+    """Return the rows of a table artifact, one a class: Dice with its interval, HD95, label fusion's Dice if given."""
+    return [
+        {
+            "class": name,
+            "Dice": _round(found.mean),
+            "low": _round(found.ci_low),
+            "high": _round(found.ci_high),
+            "patients": found.n,
+            "HD95 mm": _round(hd95[name].mean),
+            **({} if label_fusion is None else {"label fusion": _round(label_fusion[name].mean)}),
+        }
+        for name, found in dice.items()
+    ]
 
 
 def quarantine_counts(manifest: Manifest) -> dict[str, int]:
@@ -105,21 +144,6 @@ def _data_url(files: Files, path: str) -> str:
     return f"data:image/webp;base64,{base64.b64encode(picture.getvalue()).decode()}"
 
 
-def _held_out(summary: Summary) -> list[dict[str, Any]]:
-    return [
-        {
-            "class": name,
-            "Dice": _round(dice.mean),
-            "low": _round(dice.ci_low),
-            "high": _round(dice.ci_high),
-            "patients": dice.n,
-            "HD95 mm": _round(summary.held_out_hd95[name].mean),
-            "label fusion": _round(summary.label_fusion_dice[name].mean),
-        }
-        for name, dice in summary.held_out_dice.items()
-    ]
-
-
 def _round(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
@@ -157,13 +181,4 @@ def _tell(event: str, summary: Summary, reasons: Sequence[str]) -> None:
         "reasons": list(reasons),
         "mlflow_run_id": summary.mlflow_run_id,
     }
-    _try(send_event, event, dataset_resource(summary.dataset.name), summary.dataset.name, payload)
-
-
-def _try(show: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-    try:
-        show(*arguments, **options)
-    except Exception as error:  # noqa: BLE001 - whatever an HTTP client raises
-        log.warning(
-            "Prefect was not told of '%s' (%s); the run is not affected", options.get("key", arguments[0]), error
-        )
+    put(send_event, event, dataset_resource(summary.dataset.name), summary.dataset.name, payload)

@@ -11,9 +11,11 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel
 
+from flows.endings import with_reasons
 from flows.evaluate import evaluate
 from flows.running import open_run
 from flows.session import terminal_listener
+from flows.showing import put
 from rfss_core.errors import ExecutionError, RfssError
 from rfss_core.events import ChunkFailed, ChunkFinished, EventStream, StageFinished, StageStarted
 from rfss_core.imaging import discover
@@ -52,6 +54,7 @@ class StudyOutcome(BaseModel):
 
 
 @flow(name="study", validate_parameters=True, persist_result=False)
+@with_reasons
 def study(settings: StudySettings, out: str, workspace: str | None = None) -> StudyOutcome:
     """Evaluate every row of a study, and write its tables and plots to ``<out>/<name>``.
 
@@ -84,7 +87,8 @@ def study(settings: StudySettings, out: str, workspace: str | None = None) -> St
             f"{len(failed)} of {len(plan.rows)} rows of study '{settings.name}' are missing, first '{first.label}', "
             f"seed {first.seed}: {error}. The others are kept: mend the cause and start the same command again"
         ) from error
-    _show(settings.name, table)
+    key = f"rfss-study-{settings.name}"[:60].strip("-")
+    put(create_markdown_artifact, table, key=key, description=f"Study {settings.name}")
     return StudyOutcome(
         name=settings.name,
         folder=f"{files.url}/{settings.name}",
@@ -102,6 +106,7 @@ def place_of(files: Files) -> str:
 
 
 @flow(name="study-check", validate_parameters=True, persist_result=False)
+@with_reasons
 def prepare(settings: StudySettings, out: str, workspace: str | None = None) -> Checked:
     """Find all that can be wrong with a study before a model runs; ingests the labelled cases on the way.
 
@@ -204,11 +209,3 @@ def _write(plan: Plan, rows: Sequence[RowResult], verdicts: Sequence[Verdict], c
         if study.curve:
             files.write_bytes(f"{folder}/curve.{kind}", render_curve(lines, title, kind))
     return table
-
-
-def _show(name: str, table: str) -> None:
-    """Put the table into the Prefect UI, which may have gone away."""
-    try:
-        create_markdown_artifact(table, key=f"rfss-study-{name}"[:60].strip("-"), description=f"Study {name}")
-    except Exception as error:  # noqa: BLE001 - whatever an HTTP client raises
-        log.warning("the Prefect server does not answer (%s); its UI lacks the table", error)

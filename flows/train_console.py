@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from tasks.student import StudentResult
+from rfss_core.figures import interval, number
+from tasks.student_result import StudentResult, gain_text
 
 
 def show_student(console: Console, result: StudentResult) -> None:
@@ -19,20 +17,21 @@ def show_student(console: Console, result: StudentResult) -> None:
         for heading in ("class", "Dice", "95 % interval", "HD95 mm", "patients"):
             table.add_column(heading, justify="left" if heading == "class" else "right")
         for name, dice in result.test_dice.items():
-            interval = (
-                "n/a" if dice.ci_low is None or dice.ci_high is None else f"{dice.ci_low:.3f} to {dice.ci_high:.3f}"
-            )
-            far = result.test_hd95[name].mean
             table.add_row(
                 escape(name),
-                "n/a" if dice.mean is None else f"{dice.mean:.3f}",
-                interval,
-                "n/a" if far is None else f"{far:.1f}",
+                number(dice.mean),
+                interval(dice.ci_low, dice.ci_high),
+                number(result.test_hd95[name].mean, 1),
                 str(dice.n),
             )
         console.print(table)
     else:
         console.print("[yellow]note:[/] no expert's patient was left for a test; raise --test-share or label more")
+    if (compared := result.comparison) is not None:
+        mean = compared.alone.tested.dice["mean"].mean
+        said = "n/a" if mean is None else f"{mean:.3f}"
+        line = f"experts' labels alone: Dice {said}; gain of the pseudo-labels {gain_text(compared.gain)}: "
+        console.print(escape(line + compared.verdict), highlight=False, soft_wrap=True)
     counts = result.counts
     best = "" if result.best_validation_dice is None else f", best validation Dice {result.best_validation_dice:.3f}"
     parts = f"{counts['expert_cases']} expert and {counts['pseudo_cases']} pseudo-labelled cases"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from prefect import flow
@@ -14,13 +14,17 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.endings import with_reasons
 from flows.session import terminal_listener
+from flows.showing import put, quality_table
 from flows.watching import Watched, process_log, watching
 from rfss_core.errors import RfssError
 from rfss_core.events import EventStream
 from rfss_core.settings import ObservabilitySettings, StudentSettings
-from rfss_core.store.lease import take
+from rfss_core.store.lease import Lease, take
+from tasks.comparison import compare_student, wanted
 from tasks.progress import PrefectProgress, log_event
-from tasks.student import StudentResult, fit_student, gather_student, known_result, register, try_student
+from tasks.student import fit_student, known_result, register, try_student
+from tasks.student_plan import StudentPlan, gather_student
+from tasks.student_result import StudentResult, card_text
 from tasks.student_run import StudentRun
 
 LEASE_S = 60.0
@@ -35,8 +39,8 @@ Found = TypeVar("Found")
 def train_student(settings: StudentSettings) -> StudentResult:
     """Train a student on a registered data set plus the experts' labels, test it, and register it with its data set.
 
-    Stages: gather -> train -> test -> register. A run that was interrupted goes on after its last round; the same
-    settings on the same data set are trained once.
+    Stages: gather -> train -> test -> register -> compare. A run that was interrupted goes on after its last round;
+    the same settings on the same data set are trained once.
 
     Args:
         settings: Everything that the student depends on; only ``dataset`` has no default.
@@ -60,56 +64,58 @@ def train_student(settings: StudentSettings) -> StudentResult:
         return found
 
     plan = timed("gather", lambda: gather_student(settings))
-    watched = Watched(uuid.uuid4().hex[:12], plan.dataset.name, plan.files.url)
-    with (
-        process_log(),
-        take(plan.files, LEASE_S, waiting=log.warning) as lease,
-        watching(watched, ObservabilitySettings()) as watch,
-    ):
-        if (known := known_result(plan)) is not None:
-            _show(known)
-            return known
-        events = EventStream([lambda _: lease.check(), terminal_listener.get() or log_event, PrefectProgress(), watch])
-        events.emit(watch.started(settings.network, "inline"))
-        run = StudentRun.open(plan)
-        try:
-            trained = timed("train", lambda: fit_student(plan, run, events))
-            tested = timed("test", lambda: try_student(plan, trained, events))
-            result = register(plan, run, trained, tested, seconds)
-        except BaseException as error:
-            # The run's own error is the one to be seen.
-            with suppress(RfssError):
-                events.emit(watch.ended("failed" if isinstance(error, Exception) else "stopped"))
-            with suppress(RfssError):
-                run.end("FAILED" if isinstance(error, Exception) else "KILLED")
-            raise
-        run.end("FINISHED")
-        events.emit(watch.ended("finished"))
+    with process_log(), take(plan.files, LEASE_S, waiting=log.warning) as lease:
+        result = known_result(plan)
+        if result is None or wanted(plan, result):
+            with _told(plan, lease) as events, _recorded(plan) as run, run.watched(settings.system_metrics):
+                if result is None:
+                    trained = timed("train", lambda: fit_student(plan, run, events))
+                    tested = timed("test", lambda: try_student(plan, trained, events))
+                    result = register(plan, run, trained, tested, seconds)
+                if wanted(plan, result):
+                    result = compare_student(plan, run, result, events, log.warning)
     _show(result)
     return result
 
 
+@contextmanager
+def _told(plan: StudentPlan, lease: Lease) -> Iterator[EventStream]:
+    """Yield the stream of the training's events, which ends with how it ended."""
+    watched = Watched(uuid.uuid4().hex[:12], plan.dataset.name, plan.files.url)
+    with watching(watched, ObservabilitySettings()) as watch:
+        events = EventStream([lambda _: lease.check(), terminal_listener.get() or log_event, PrefectProgress(), watch])
+        events.emit(watch.started(plan.settings.network, "inline"))
+        try:
+            yield events
+        except BaseException as error:
+            # The run's own error is the one to be seen.
+            with suppress(RfssError):
+                events.emit(watch.ended("failed" if isinstance(error, Exception) else "stopped"))
+            raise
+        events.emit(watch.ended("finished"))
+
+
+@contextmanager
+def _recorded(plan: StudentPlan) -> Iterator[StudentRun]:
+    """Hold the student's MLflow run open, and say there how it ended."""
+    run = StudentRun.open(plan)
+    try:
+        yield run
+    except BaseException as error:
+        # The run's own error is the one to be seen.
+        with suppress(RfssError):
+            run.end("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    run.end("FINISHED")
+
+
 def _show(result: StudentResult) -> None:
-    """Put the figures into the Prefect UI, which may have gone away."""
-    rows = [
-        {
-            "class": name,
-            "Dice": dice.mean,
-            "low": dice.ci_low,
-            "high": dice.ci_high,
-            "patients": dice.n,
-            "HD95 mm": result.test_hd95[name].mean,
-        }
-        for name, dice in result.test_dice.items()
-    ]
+    """Put the figures into Prefect's UI."""
+    if rows := quality_table(result.test_dice, result.test_hd95):
+        put(create_table_artifact, rows, key="rfss-student-test", description="Quality on the test patients")
     counts = "".join(f"- {name.replace('_', ' ')}: {count}\n" for name, count in result.counts.items())
     text = (
         f"# Student {result.student}\n\n{result.network} on data set {result.dataset}, {result.steps} steps on "
-        f"{result.device}.\n\n{counts}\nMLflow run `{result.mlflow_run_id}`, model in `{result.folder}`"
+        f"{result.device}.\n\n{card_text(result)}\n\n{counts}\nModel in `{result.folder}`"
     )
-    try:
-        if rows:
-            create_table_artifact(rows, key="rfss-student-test", description="Quality on the test patients")
-        create_markdown_artifact(text, key="rfss-student", description="The student")
-    except Exception as error:  # noqa: BLE001 - whatever an HTTP client raises
-        log.warning("the Prefect server does not answer (%s); its UI lacks the student's figures", error)
+    put(create_markdown_artifact, text, key="rfss-student", description="The student")

@@ -147,6 +147,14 @@ class RegistryAccessError(InputError, PermissionError):
     __str__ = Exception.__str__
 
 
+class ServerAccessError(InputError, PermissionError):
+    """A Prefect server that refuses the credentials."""
+
+    reason = "server_access"
+
+    __str__ = Exception.__str__
+
+
 class ReviewError(InputError):
     """Reviewed label maps that cannot be taken back; each is named."""
 
@@ -157,6 +165,14 @@ class StoreError(RfssError, OSError):
     """The workspace cannot be read or written."""
 
     reason = "store"
+
+    __str__ = Exception.__str__
+
+
+class StoreAccessError(StoreError, InputError, PermissionError):
+    """An object store that refuses the credentials or has no such bucket."""
+
+    reason = "store_access"
 
     __str__ = Exception.__str__
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rfss_core.code import code_version
 from rfss_core.datasets.card import CardRow, DataCard, render_card
+from rfss_core.figures import interval, number
 from rfss_core.quality import METRICS_LIBRARY
 from rfss_core.settings import LabelSettings
 from tasks.summary import IntervalPart, Summary
@@ -54,7 +55,7 @@ def card_of(
         accept_dice=f"{settings.quality.accept_dice:g}",
         reject_dice=f"{settings.quality.reject_dice:g}",
         confidence=f"{100 * settings.quality.confidence:g}",
-        mae=_number(prediction.mae),
+        mae=number(prediction.mae),
         coverage="an unknown share" if prediction.coverage is None else f"{100 * prediction.coverage:.0f} %",
         preset=summary.preset,
         k=summary.k,
@@ -71,12 +72,11 @@ def card_of(
 
 def _row(summary: Summary, name: str, value: str) -> CardRow:
     dice = summary.held_out_dice[name]
-    known = dice.ci_low is not None and dice.ci_high is not None
     return CardRow(
         value=value,
         name=name.replace("|", "\\|"),
-        dice=_number(dice.mean),
-        interval=f"{dice.ci_low:.3f} to {dice.ci_high:.3f}" if known else "n/a",
+        dice=number(dice.mean),
+        interval=interval(dice.ci_low, dice.ci_high),
         patients=dice.n,
         hd95=_mean(summary.held_out_hd95.get(name), 1),
         floor=_mean(summary.label_fusion_dice.get(name), 3),
@@ -84,8 +84,4 @@ def _row(summary: Summary, name: str, value: str) -> CardRow:
 
 
 def _mean(part: IntervalPart | None, digits: int) -> str:
-    return _number(None if part is None else part.mean, digits)
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "n/a" if value is None else f"{value:.{digits}f}"
+    return number(None if part is None else part.mean, digits)

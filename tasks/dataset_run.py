@@ -5,15 +5,17 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 
 from rfss_core.datasets.reference import DatasetReference
+from rfss_core.errors import RegistryAccessError, RegistryError
 from rfss_core.store.files import Files
 from tasks.mlflow_data import DIGEST_DIGITS, PseudoLabelDataset, PseudoLabelSource, SupportSource
 from tasks.registry import CANDIDATE, DataRegistry, DatasetVersion
@@ -85,7 +87,7 @@ def register_dataset(record: DatasetRecord, workspace: Files) -> Registration:
     known = _find(registry, record)
     if known is not None:
         return _candidate(registry, known)
-    with answering(uri):
+    with answering(uri, patient=True):
         # The client's own methods: the fluent ones would set the tracking address for the whole process.
         client = registry.client
         run = client.create_run(experiment_id(client, workspace, uri), run_name=f"label {record.name}")
@@ -93,7 +95,9 @@ def register_dataset(record: DatasetRecord, workspace: Files) -> Registration:
         try:
             _log(client, run_id, record, workspace)
         except BaseException:
-            client.set_terminated(run_id, "FAILED")
+            # The first error is the one to be seen.
+            with suppress(RegistryError, RegistryAccessError, MlflowException), answering(uri):
+                client.set_terminated(run_id, "FAILED")
             raise
         client.set_terminated(run_id)
     tags = {

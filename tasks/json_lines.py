@@ -15,8 +15,7 @@ from rfss_core.events import Event
 from tasks.log_context import CONTEXT_FIELDS
 
 UNTOLD = ("name", "message", "case_id", "predicted_dice")
-"""Fields of events that no line carries as they are: they may name a patient, are as many as there are cases, or stand in
-another field."""
+"""Fields of events that no line carries as they are: they may name a patient, or are as many as there are cases."""
 EVENT_FIELDS = tuple(
     dict.fromkeys(part.name for kind in Event.__subclasses__() for part in fields(kind) if part.name not in UNTOLD)
 )

@@ -14,7 +14,7 @@ from rfss_core.errors import UnknownDatasetError
 from tasks.dataset_run import CONTEXT, SUPPORT
 from tasks.mlflow_data import DIGEST_DIGITS
 from tasks.registry import DataRegistry, DatasetVersion, missing, pages
-from tasks.students import StudentVersion, student_names, students, students_of
+from tasks.students import StudentVersion, student_links, student_names, students
 from tasks.tracking import answering
 
 Kind = Literal["support", "run", "dataset", "student"]
@@ -98,7 +98,7 @@ class _Walk:
     def from_dataset(self, version: DatasetVersion) -> list[str]:
         """Walk up to the support set and down to the students."""
         made = self.up_from_dataset(version)
-        for name, number in students_of(version):
+        for name, number, _ in student_links(version):
             for student in self._versions(name, number):
                 self._student(student)
         return [made]
@@ -170,6 +170,7 @@ class _Walk:
         facts = {
             "aliases": ", ".join(student.aliases),
             "Dice": "" if student.dice is None else f"{student.dice:.3f}",
+            "gain": "" if student.gain is None else f"{student.gain:+.3f}",
             "model": student.tags.get("model_uri", ""),
         }
         made = self._node("student", str(student), facts)

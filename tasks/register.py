@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from importlib.metadata import version
 from typing import Any
@@ -47,6 +46,7 @@ from tasks.summary import (
     jsonable,
     write_summary,
 )
+from tasks.tracking import metric_name
 
 
 @task(name="register", **STAGE_TASK)
@@ -288,8 +288,7 @@ def _metrics(summary: Summary) -> dict[str, float]:
     values |= {f"seconds.{stage}": seconds for stage, seconds in summary.seconds.items()}
     prediction = summary.quality_prediction.model_dump()
     values |= {f"quality_prediction.{name}": value for name, value in prediction.items()}
-    # MLflow allows only these characters in a metric's name; class names are the user's.
-    return {_metric_name(name): float(value) for name, value in values.items() if value is not None}
+    return {metric_name(name): float(value) for name, value in values.items() if value is not None}
 
 
 def _version_tags(index: SupportIndex, dataset: DatasetManifest, summary: Summary) -> dict[str, str]:
@@ -326,7 +325,3 @@ def _index_metrics(index: SupportIndex) -> dict[str, float]:
     if index.stored is None:
         return {}
     return {"retrieval.recall": index.stored.recall, "retrieval.filtered_recall": index.stored.filtered_recall}
-
-
-def _metric_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.\- /]", "_", name)

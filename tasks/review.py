@@ -202,7 +202,8 @@ class _Desk:
 
     def _checked(self, case: ReviewCase, path: Path, grid: SourceGrid) -> npt.NDArray[np.uint8]:
         source = CaseSource(case.case_id, case.name, case.patient, "unknown", grid.kind, path, path)
-        labels = read_label(source, grid, self._settings)
+        # Without a class 255 it is how a drawing program saved class 1.
+        labels = read_label(source, grid, self._settings, exact=255 in self._document.classes)
         values = {int(value) for value in np.unique(labels)} - {0}
         if extra := sorted(values - set(self._document.classes)):
             declared = ", ".join(f"{value} {name}" for value, name in self._document.classes.items())
@@ -285,7 +286,7 @@ def _decoded(data: bytes, case: ReviewCase, grid: SourceGrid, settings: ImagingS
         path = Path(folder) / f"label{grid.suffix}"
         path.write_bytes(data)
         source = CaseSource(case.case_id, case.name, case.patient, "unknown", grid.kind, path, path)
-        return read_label(source, grid, settings.model_copy(update={"empty_labels": "keep"}))
+        return read_label(source, grid, settings.model_copy(update={"empty_labels": "keep"}), exact=True)
 
 
 def _encoded(labels: npt.NDArray[np.uint8], grid: SourceGrid) -> bytes:

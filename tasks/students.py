@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mlflow.entities import DatasetInput, InputTag
 from mlflow.exceptions import MlflowException
 
-from rfss_core.datasets.card import CARD, with_student
 from rfss_core.datasets.pseudo_label_set import PseudoLabelSet
 from rfss_core.datasets.reference import DatasetReference
-from rfss_core.errors import InputError, StoreError, UnknownDatasetError
-from rfss_core.store.files import Files
-from tasks.dataset_run import ARTIFACTS, CONTEXT
+from rfss_core.errors import InputError, UnknownDatasetError
+from tasks.dataset_run import CONTEXT
 from tasks.mlflow_data import DIGEST_DIGITS, PseudoLabelDataset
 from tasks.registry import DataRegistry, DatasetVersion, missing, pages
 from tasks.tracking import answering
@@ -34,6 +30,8 @@ DATASETS = "datasets"
 """Tag of a student's version: JSON list of ``name/version``, or of ``name`` where it is not registered."""
 LINK = "student."
 """Begin of the tags of a data set's version that name its students."""
+GAIN = "student_gain"
+"""Tag of a student's and of a data set's version: Dice won by the pseudo-labels."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,12 @@ class StudentVersion:
     def dice(self) -> float | None:
         """Mean Dice on the test patients, where it is known."""
         value = self.tags.get("dice")
+        return None if value is None else float(value)
+
+    @property
+    def gain(self) -> float | None:
+        """Dice won over the same network on the experts' labels alone, where it was compared."""
+        value = self.tags.get(GAIN)
         return None if value is None else float(value)
 
 
@@ -112,7 +116,7 @@ def register_student(
             item = client.create_model_version(model, model_uri, run_id=run_id, tags=given, await_creation_for=0)
             student = _student(name, item, {})
     for dataset in datasets:
-        version = _registered(registry, dataset)
+        version = registered_version(registry, dataset)
         if version is not None:
             said = {"run_id": run_id} | ({} if dice is None else {"dice": round(dice, 6)})
             registry.tag(version, {f"{LINK}{student.name}.{student.version}": json.dumps(said)})
@@ -147,34 +151,14 @@ def students(registry: DataRegistry, name: str) -> list[StudentVersion]:
         return sorted(versions, key=lambda item: int(item.version), reverse=True)
 
 
-def students_of(version: DatasetVersion) -> list[tuple[str, str]]:
-    """Return (name, version) of each student that was trained on a version of a data set, sorted."""
-    links = [key.removeprefix(LINK).rpartition(".") for key in version.tags if key.startswith(LINK)]
-    return sorted((name, number) for name, _, number in links)
-
-
-def note_result(registry: DataRegistry, version: DatasetVersion, text: str) -> None:
-    """Write into a data set's card whether it helped a student.
-
-    The card is in the run's artifacts, in the version's description, and beside the manifest where that can be reached.
-
-    Args:
-        registry: the data registry.
-        version: of the data set.
-        text: Markdown, for example a table of Dice with and without the pseudo-labels; replaces what was said before.
-
-    Raises:
-        RegistryError: the store does not answer.
-    """
-    with answering(registry.uri):
-        path = registry.client.download_artifacts(version.run_id, f"{ARTIFACTS}/{CARD}")
-        card = with_student(Path(path).read_text(encoding="utf-8"), text)
-        registry.client.log_text(version.run_id, card, f"{ARTIFACTS}/{CARD}")
-    registry.describe(version, card)
-    with suppress(StoreError, InputError):
-        files = Files(version.address)
-        if files.exists(CARD):
-            files.write_bytes(CARD, card.encode())
+def student_links(version: DatasetVersion) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return (name, version, what is known) of each student that was trained on a version of a data set, sorted."""
+    links = []
+    for key, said in version.tags.items():
+        if key.startswith(LINK):
+            name, _, number = key.removeprefix(LINK).rpartition(".")
+            links.append((name, number, dict(json.loads(said))))
+    return sorted(links, key=lambda link: link[:2])
 
 
 def _log_inputs(registry: DataRegistry, run_id: str, datasets: Sequence[PseudoLabelSet]) -> None:
@@ -192,8 +176,8 @@ def _log_inputs(registry: DataRegistry, run_id: str, datasets: Sequence[PseudoLa
         registry.client.log_inputs(run_id, datasets=fresh)
 
 
-def _registered(registry: DataRegistry, dataset: PseudoLabelSet) -> DatasetVersion | None:
-    """Return the version that a loaded data set is, by name and digest where it was loaded from a folder."""
+def registered_version(registry: DataRegistry, dataset: PseudoLabelSet) -> DatasetVersion | None:
+    """Return the version that a loaded data set is, by name and digest where it was loaded from a folder, if any."""
     if dataset.name not in registry.names():
         return None
     if dataset.registered is not None and dataset.registered.registry == registry.uri:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,10 @@ WORKSPACE_VARIABLE = "RFSS_WORKSPACE"
 """Names the workspace whose embedded store is meant where nothing else says."""
 _SERVERS = ("http://", "https://")
 _ANSWER_S = 10.0
+_FRESH_S = 2.0
+_answered: dict[str, float] = {}
+"""When each server answered last, on the monotonic clock."""
+_STOPPED = "the MLflow server at {uri} stopped answering; start it and try again"
 _REFUSALS = {"UNAUTHENTICATED", "PERMISSION_DENIED"}
 
 
@@ -108,26 +114,28 @@ def connect(uri: str) -> MlflowClient:
         RegistryError: the server is away. Found within seconds: MLflow's own client would try for minutes.
         RegistryAccessError: it refuses the credentials.
     """
-    if uri.startswith(_SERVERS):
-        try:
-            # Every server has it, and it needs no credentials.
-            requests.get(f"{uri.rstrip('/')}/health", timeout=_ANSWER_S)
-        except requests.RequestException as error:
-            raise RegistryError(
-                f"the MLflow server at {uri} does not answer; start it, or set the address right"
-            ) from error
+    if not _reached(uri):
+        raise RegistryError(f"the MLflow server at {uri} does not answer; start it, or set the address right")
     with answering(uri):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 @contextmanager
-def answering(uri: str) -> Iterator[None]:
+def answering(uri: str, *, patient: bool = False) -> Iterator[None]:
     """Turn errors of MLflow that are about the server or the credentials into RFSS's own.
+
+    A server that is away is found out before MLflow's client is asked, which would try for four minutes.
+
+    Args:
+        uri: the store.
+        patient: let MLflow try: in the midst of hours of work it is worth waiting for a server that starts anew.
 
     Raises:
         RegistryError: the store does not answer or is broken.
         RegistryAccessError: it refuses the credentials.
     """
+    if not patient and not _reached(uri):
+        raise RegistryError(_STOPPED.format(uri=uri))
     try:
         yield
     except MlflowException as error:
@@ -139,13 +147,31 @@ def answering(uri: str) -> Iterator[None]:
                 "MLFLOW_TRACKING_PASSWORD to those of a user who may do this"
             ) from error
         if isinstance(error.__cause__, requests.RequestException) or "Max retries exceeded" in str(error):
-            raise RegistryError(f"the MLflow server at {uri} stopped answering; start it and try again") from error
+            raise RegistryError(_STOPPED.format(uri=uri)) from error
         raise
     except requests.RequestException as error:
-        raise RegistryError(f"the MLflow server at {uri} stopped answering; start it and try again") from error
+        raise RegistryError(_STOPPED.format(uri=uri)) from error
     except SQLAlchemyError as error:
         reason = str(error).splitlines()[0]
         raise RegistryError(f"MLflow's store {uri} cannot be used: {reason}; restore it, or name another") from error
+
+
+def metric_name(name: str) -> str:
+    """Return a name as MLflow allows it for a metric; names of classes are the user's."""
+    return re.sub(r"[^A-Za-z0-9_.\- /]", "_", name)
+
+
+def _reached(uri: str) -> bool:
+    """Return whether a store is no server, or one that answers; one that just did is not asked again."""
+    if not uri.startswith(_SERVERS) or time.monotonic() - _answered.get(uri, -_FRESH_S) < _FRESH_S:
+        return True
+    try:
+        # Every server has it, and it needs no credentials.
+        requests.get(f"{uri.rstrip('/')}/health", timeout=_ANSWER_S)
+    except requests.RequestException:
+        return False
+    _answered[uri] = time.monotonic()
+    return True
 
 
 def _store_in(workspace: str) -> str | None:

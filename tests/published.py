@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from cohorts import save
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from rfss_core.datasets import DatasetEntry, DatasetManifest, write_dataset
 from rfss_core.datasets.card import CARD, UNKNOWN_STUDENT, student_section
@@ -54,8 +55,9 @@ def publish_dataset(
     classes: dict[int, str] | None = None,
     seed: int = 0,
     suffix: str = ".nii.gz",
+    learnable: bool = False,
 ) -> Published:
-    """Write images, ingest them, and publish given masks with given decisions."""
+    """Write images, ingest them, and publish given masks with given decisions; learnable masks follow the images."""
     classes = classes or CLASSES
     images, url = root / "images", root / "work"
     rng = np.random.default_rng(seed)
@@ -66,7 +68,8 @@ def publish_dataset(
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (*shape[:2], 3), np.uint8)).save(path)
         else:
-            save(path, _picture(rng, shape), OBLIQUE if number % 2 == 0 else FLIPPED)
+            picture = smooth(rng, shape) if learnable else _picture(rng, shape)
+            save(path, picture, OBLIQUE if number % 2 == 0 else FLIPPED)
     settings = ImagingSettings()
     workspace = Workspace.open(url)
     store = workspace.stage(SEGMENT_STAGE, "masks")
@@ -79,7 +82,9 @@ def publish_dataset(
         case, chunk = source.case_id, f"chunk{number}"
         pixels[case] = volume.pixels
         labels[case] = rng.choice([0, *classes], volume.pixels.shape[:3]).astype(np.uint8)
-        if len(labels[case]) > 1:
+        if learnable:
+            labels[case] = by_brightness(volume.pixels, tuple(classes))
+        elif len(labels[case]) > 1:
             labels[case][0] = 0
         uncertainties[case] = rng.integers(0, 256, labels[case].shape).astype(np.uint8)
         arrays = {f"{case}/labels": labels[case], f"{case}/{UNCERTAINTY}": uncertainties[case]}
@@ -102,6 +107,18 @@ def publish_dataset(
     manifest = write_dataset(url / "datasets" / "first", name, entries, classes, meta)
     workspace.files.write_bytes(LATEST, b"datasets/first\n")
     return Published(url, images, manifest, pixels, labels, uncertainties)
+
+
+def smooth(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Return an image of smooth blobs, int16, whose values 0 to 999 are equally frequent."""
+    blurred = gaussian_filter(rng.normal(size=shape), (3, 3, 0))
+    return (blurred.ravel().argsort().argsort().reshape(shape) * 1000 // blurred.size).astype(np.int16)
+
+
+def by_brightness(pixels: np.ndarray, classes: tuple[int, ...]) -> np.ndarray:
+    """Return the label map that such an image shows: its brighter half, shared among the classes."""
+    steps = np.linspace(500, 1000, len(classes) + 1)[:-1]
+    return np.array([0, *classes], np.uint8)[np.digitize(pixels, steps)]
 
 
 def _picture(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -13,7 +13,7 @@ LAYERS = ("rfss_core", "tasks", "flows")
 """A package imports from packages before it and from itself."""
 CHAIN = ("imaging", "store", "embedding", "retrieval", "segmentation", "quality", "datasets", "training", "study")
 """The same inside rfss_core."""
-SHARED = ("errors", "settings", "presets", "digest", "events", "code")
+SHARED = ("errors", "settings", "presets", "digest", "events", "code", "figures")
 """Modules of rfss_core that everything may import, and that import only each other."""
 LOW = ("weights",)
 """Packages that the whole chain may import, and that import only shared modules."""

@@ -21,7 +21,7 @@ from flows.options import (
     described,
     filter_of,
 )
-from rfss_core.settings import LabelSettings, PresetName, SegmenterName, Strategy, load_settings
+from rfss_core.settings import PresetName, SegmenterName, Strategy, load_settings
 
 
 def evaluate(
@@ -62,7 +62,7 @@ def evaluate(
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="rfss-evaluate-") as temporary:
-        settings: LabelSettings = load_settings(
+        settings = load_settings(
             {
                 "images": images,
                 "labels": labels,

@@ -32,7 +32,7 @@ from flows.options import (
     filter_of,
 )
 from rfss_core.errors import GateError
-from rfss_core.settings import BASELINES, LabelSettings, load_settings
+from rfss_core.settings import BASELINES, load_settings
 
 
 def label(
@@ -59,7 +59,7 @@ def label(
     verbose: Verbose = False,
 ) -> None:
     """Label the images that have no label, measure the quality on held-out patients, register the data set."""
-    settings: LabelSettings = load_settings(
+    settings = load_settings(
         {
             "images": images or None,
             "labels": labels,

@@ -53,7 +53,7 @@ def serve(
 
     from flows.service.deployments import Nightly
     from flows.service.home import Home
-    from rfss_core.settings import LabelSettings, load_settings
+    from rfss_core.settings import load_settings
 
     console = Console(highlight=False, soft_wrap=True)
     folder = Home(home)
@@ -68,7 +68,7 @@ def serve(
         raise typer.Exit(0 if ready else FAILED)
     parameters: dict[str, Any] | None = None
     if nightly is not None:
-        settings: LabelSettings = load_settings({}, nightly)
+        settings = load_settings({}, nightly)
         parameters = {"settings": settings.model_dump(mode="json", exclude_unset=True)}
     plan = Nightly(cron, timezone or local_timezone(), parameters)
     plan.schedule(active=False)

@@ -14,6 +14,8 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
+from flows.server import refused
+from flows.service.attendance import unattended
 from rfss_core.errors import ExecutionError, InputError
 
 FILE = Path(__file__).with_name("automations.yaml")
@@ -31,11 +33,12 @@ def set_up(webhook: str | None = None, file: Path = FILE) -> list[str]:
         file: the automations.
 
     Returns:
-        One line an automation.
+        One line an automation, and one for deployments whose runs nobody would start.
 
     Raises:
         InputError: the webhook is no URL.
-        ExecutionError: no server is configured, or it does not answer.
+        ServerAccessError: the server refuses the credentials.
+        ExecutionError: no server is configured, it does not answer, or with an error.
     """
     address = PREFECT_API_URL.value()
     if not address:
@@ -44,15 +47,13 @@ def set_up(webhook: str | None = None, file: Path = FILE) -> list[str]:
     try:
         with get_client(sync_client=True) as client:
             block = _block(webhook)
-            return [_set_up(client, document, block) for document in documents]
+            return [*(_set_up(client, document, block) for document in documents), *unattended(client)]
     except httpx.TransportError as error:
         raise ExecutionError(
             f"the Prefect server at '{address}' does not answer ({error}); start it, for example with `rfss serve`"
         ) from error
     except httpx.HTTPStatusError as error:
-        code = error.response.status_code
-        hint = "; set PREFECT_API_AUTH_STRING" if code in (401, 403) else ""
-        raise ExecutionError(f"the Prefect server at '{address}' refuses the automations ({code}){hint}") from error
+        raise refused(address, error) from error
 
 
 def _set_up(client: SyncPrefectClient, document: dict[str, Any], block: str | None) -> str:

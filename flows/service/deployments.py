@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from dataclasses import dataclass
 from typing import Any, cast
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -111,18 +110,13 @@ class Nightly:
         return Cron(self.cron, timezone=self.timezone, active=active)
 
 
-def available(served: tuple[Served, ...] = SERVED) -> list[Served]:
-    """Return the deployments whose flow this installation has."""
-    return [each for each in served if importlib.util.find_spec(each.module) is not None]
-
-
 def deployments(nightly: Nightly) -> list[RunnerDeployment]:
     """Build the deployments; parameters and schedules that were set on the server stay.
 
     Raises:
         SettingsError: a schedule that cannot be.
     """
-    return [_deployment(each, nightly) for each in available()]
+    return [_deployment(each, nightly) for each in SERVED]
 
 
 def _deployment(served: Served, nightly: Nightly) -> RunnerDeployment:

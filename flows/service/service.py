@@ -15,7 +15,7 @@ from typing import Any
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.service.deployments import Nightly, available
+from flows.service.deployments import SERVED, Nightly
 from flows.service.home import Addresses, Home
 from flows.service.metrics import served_metrics
 from flows.service.processes import Guarded, find, mlflow_answers, prefect_answers
@@ -120,7 +120,7 @@ class Service:
             prefect_ui=ui,
             mlflow=mlflow,
             runner=runner,
-            deployments=[f"{each.load().name}/{each.name}" for each in available()],
+            deployments=[f"{each.load().name}/{each.name}" for each in SERVED],
             metrics=metrics,
         )
         self._processes[-1].wait_until(lambda: is_ready(addresses), START_S)

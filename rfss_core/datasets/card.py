@@ -17,6 +17,7 @@ CARD = "card.md"
 STUDENT_HEADING = "## Does it help a student?"
 UNKNOWN_STUDENT = "No model has been trained on this data set yet."
 _SECTION = re.compile(re.escape(STUDENT_HEADING) + r"\n.*?(?=\n## |\Z)", re.DOTALL)
+_PART = re.compile(r"^### ([^\n]+)\n(.*?)(?=^### |\Z)", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,19 @@ def student_text(card: str) -> str | None:
     return text if text and text != UNKNOWN_STUDENT else None
 
 
-def with_student(card: str, text: str) -> str:
+def with_student(card: str, text: str, title: str | None = None) -> str:
     """Return a card whose section on students holds this text; all else stays.
 
     Args:
         card: a card of :func:`render_card`.
-        text: Markdown, for example a table of Dice with and without the pseudo-labels.
+        text: Markdown, for example a table of Dice with and without the pseudo-labels; no headings.
+        title: what the text is about, such as a student's name: it replaces what was said under the same title, and
+            what stands under others stays. Default: it replaces the whole section.
     """
+    if title is not None:
+        said = {name: rest.strip() for name, rest in _PART.findall(student_text(card) or "")}
+        said[title] = text.strip()
+        text = "\n\n".join(f"### {name}\n\n{rest}" for name, rest in sorted(said.items()))
     section = student_section(text)
     if _SECTION.search(card):
         return _SECTION.sub(lambda _: section, card, count=1)

@@ -176,7 +176,7 @@ class PseudoLabelCase:
             return self._read_label_file()[0]
         with tempfile.TemporaryDirectory(prefix="rfss-") as folder:
             path = self._label_copy(Path(folder))
-            return read_label(self._source_of(path), self.stored.grid, self.origin.settings)
+            return read_label(self._source_of(path), self.stored.grid, self.origin.settings, exact=True)
 
     def _read_label_file(self) -> tuple[npt.NDArray[np.uint8], SourceGrid]:
         """Return the label map and its grid, from its own file alone."""
@@ -190,7 +190,7 @@ class PseudoLabelCase:
                 )
             else:
                 grid = read_raster(path, settings)[1]
-            return read_label(self._source_of(path), grid, settings), grid
+            return read_label(self._source_of(path), grid, settings, exact=True), grid
 
     def _label_copy(self, folder: Path) -> Path:
         path = folder / self.entry.label_path.rsplit("/", 1)[-1]

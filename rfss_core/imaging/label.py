@@ -24,8 +24,10 @@ _TOLERANCE = 1e-3
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
 
-def read_label(source: CaseSource, grid: SourceGrid, settings: ImagingSettings) -> npt.NDArray[np.uint8]:
-    """Read an expert's label map onto its image's canonical grid.
+def read_label(
+    source: CaseSource, grid: SourceGrid, settings: ImagingSettings, *, exact: bool = False
+) -> npt.NDArray[np.uint8]:
+    """Read an expert's label map, or one of :func:`write_label`, onto its image's canonical grid.
 
     The label must lie on the image's own voxels. One that stores the same voxels with axes swapped or flipped (as
     dcm2niix does for DICOM) is put in the image's order; nothing is ever resampled.
@@ -33,7 +35,9 @@ def read_label(source: CaseSource, grid: SourceGrid, settings: ImagingSettings) 
     Args:
         source: the case; its ``label`` must not be None.
         grid: the grid of the case's image.
-        settings: ``empty_labels`` and ``max_voxels`` are read.
+        settings: ``empty_labels``, ``classes`` and ``max_voxels`` are read.
+        exact: the values are classes as they stand, as :func:`write_label` writes them. An expert's picture whose only
+            value besides 0 is 255 holds class 1, see :func:`rfss_core.imaging.raster.read_raster_label`.
 
     Returns:
         uint8 [Z, H, W]; 0 is background.
@@ -50,7 +54,7 @@ def read_label(source: CaseSource, grid: SourceGrid, settings: ImagingSettings) 
     if is_nifti != (grid.kind != "raster"):
         wanted = "a PNG or TIFF" if is_nifti else "a NIfTI"
         raise LabelError(f"{path.name}: the label map of this image must be {wanted} file; convert it")
-    array = _read_nifti_label(path, grid, settings) if is_nifti else _read_raster_label(path, grid, settings)
+    array = _read_nifti_label(path, grid, settings) if is_nifti else _read_raster_label(path, grid, settings, exact)
     labels = grid.to_canonical(_as_classes(path, array))
     if settings.empty_labels == "quarantine" and not labels.any():
         raise LabelError(
@@ -101,8 +105,8 @@ def write_label(
     write_atomically(path, data)
 
 
-def _read_raster_label(path: Path, grid: SourceGrid, settings: ImagingSettings) -> npt.NDArray[Any]:
-    array = read_raster_label(path, settings)
+def _read_raster_label(path: Path, grid: SourceGrid, settings: ImagingSettings, exact: bool) -> npt.NDArray[Any]:
+    array = read_raster_label(path, settings, exact=exact)
     if array.shape != grid.shape:
         raise _other_shape(path, array.shape, grid)
     return array

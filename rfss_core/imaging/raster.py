@@ -67,15 +67,16 @@ def read_raster(path: Path, settings: ImagingSettings) -> tuple[npt.NDArray[Any]
     return pixels, raster_grid(shape, suffix)
 
 
-def read_raster_label(path: Path, settings: ImagingSettings) -> npt.NDArray[Any]:
+def read_raster_label(path: Path, settings: ImagingSettings, *, exact: bool = False) -> npt.NDArray[Any]:
     """Read a label map from a PNG or TIFF: grey values, or indices of a palette, are class values.
 
-    A binary mask whose only value besides 0 is 255, as drawing programs save it, becomes class 1. Colour is accepted
-    where all channels are the same.
+    A binary mask whose only value besides 0 is 255, as drawing programs save it, becomes class 1, unless
+    ``settings.classes`` declare a class 255. Colour is accepted where all channels are the same.
 
     Args:
         path: the file.
-        settings: ``max_voxels`` is read.
+        settings: ``max_voxels`` and ``classes`` are read.
+        exact: take a mask of 255 as it stands.
 
     Returns:
         Array of the file's shape, (row, column) or (page, row, column).
@@ -102,6 +103,8 @@ def read_raster_label(path: Path, settings: ImagingSettings) -> npt.NDArray[Any]
                 "with the class numbers 0, 1, 2, ... as values"
             )
         pixels = pixels[..., 0]
+    if exact or 255 in (settings.classes or {}):
+        return pixels
     if pixels.dtype == np.uint8 and pixels.max(initial=0) == 255 and not ((pixels > 0) & (pixels < 255)).any():
         pixels = (pixels == 255).astype(np.uint8)
     return pixels

@@ -4,7 +4,7 @@ from rfss_core.quality.bootstrap import Interval, bootstrap_interval
 from rfss_core.quality.content import Comparison, ModelFact, QuarantineRow, QueueRow, ReportContent
 from rfss_core.quality.decision import AcceptancePoint, Decision, acceptance_curve, decide
 from rfss_core.quality.gate import Gate, GateEvidence, GateResult
-from rfss_core.quality.leak import SplitCase, refuse_leak
+from rfss_core.quality.leak import SplitCase, refuse_leak, split_cases
 from rfss_core.quality.metrics import METRICS_LIBRARY, ClassMetric, case_metrics, slice_metrics
 from rfss_core.quality.picture import Picture, largest_slice
 from rfss_core.quality.prediction import CalibrationCase, CalibrationPoint, QualityPrediction, predict_quality
@@ -62,6 +62,7 @@ __all__ = [
     "render_report",
     "signals_of",
     "slice_metrics",
+    "split_cases",
     "split_patients",
     "summarise",
     "typical_cases",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+
+import pandas as pd
 
 from rfss_core.errors import LeakError
 
@@ -18,6 +20,14 @@ class SplitCase:
     """Digest of the image's pixels."""
 
 
+def split_cases(cases: pd.DataFrame, ids: Collection[str] | None = None) -> list[SplitCase]:
+    """Return rows of a manifest's table of cases as the search looks at them: those with these ids, or all."""
+    if ids is not None:
+        cases = cases[cases["case_id"].isin(list(ids))]
+    columns = zip(cases["name"], cases["patient"], cases["pixel_digest"], strict=True)
+    return [SplitCase(str(name), str(patient), str(pixels)) for name, patient, pixels in columns]
+
+
 def refuse_leak(support: Iterable[SplitCase], test: Iterable[SplitCase]) -> None:
     """Refuse a support set that knows a test case.
 
@@ -28,13 +38,15 @@ def refuse_leak(support: Iterable[SplitCase], test: Iterable[SplitCase]) -> None
         test: cases to measure on.
 
     Raises:
-        LeakError: a patient is on both sides, or an image is, under whatever name.
+        LeakError: a patient is on both sides, or an image is, under whatever name; the message names the first such
+            pair and counts the others.
     """
     patients: dict[str, SplitCase] = {}
     images: dict[str, SplitCase] = {}
     for case in support:
         patients.setdefault(case.patient, case)
         images.setdefault(case.pixels, case)
+    copies = []
     for case in test:
         if (same := patients.get(case.patient)) is not None:
             raise LeakError(
@@ -42,7 +54,11 @@ def refuse_leak(support: Iterable[SplitCase], test: Iterable[SplitCase]) -> None
                 "check --patient-pattern"
             )
         if (copy := images.get(case.pixels)) is not None:
-            raise LeakError(
-                f"'{case.name}' (patient {case.patient}), a test case, has the very pixels of '{copy.name}' (patient "
-                f"{copy.patient}) in the support set; remove one of them, or give both one patient's name"
-            )
+            copies.append((case, copy))
+    if copies:
+        case, copy = copies[0]
+        more = "" if len(copies) == 1 else f"; {len(copies) - 1} more test cases have copies there"
+        raise LeakError(
+            f"'{case.name}' (patient {case.patient}), a test case, has the very pixels of '{copy.name}' (patient "
+            f"{copy.patient}) in the support set; remove one of them, or give both one patient's name{more}"
+        )

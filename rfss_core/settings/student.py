@@ -55,9 +55,19 @@ class StudentSettings(SettingsModel):
         description="Share of the experts' patients who served no pseudo-label that are tested only; the others "
         "of them validate. Of an own folder of images: share of all patients.",
     )
+    compare: bool = Field(
+        True,
+        description="Also train the network on the experts' labels alone, measure both on the same test patients, and "
+        "write what the pseudo-labels brought into the data set's card. Doubles the time, but for the first time only.",
+    )
     training: SupervisedSettings = Field(default_factory=SupervisedSettings, description="How the network is trained.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of weights, order, augmentation, splits and the bootstrap.")
     device: str = Field("auto", description="auto, cpu, cuda, or cuda:0 and so on. auto takes CUDA where there is one.")
+    system_metrics: bool = Field(
+        False,
+        description="Log the load of processor, memory, disk, network and GPU to MLflow while it trains, every 10 s; "
+        "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING asks for it too.",
+    )
     folder: str | None = Field(
         None,
         description="Folder or fsspec URL of checkpoints and the trained model. Default: students/ in the data set's "

@@ -9,7 +9,7 @@ import pandas as pd
 
 from rfss_core.digest import digest_json
 from rfss_core.errors import InputError, SettingsError
-from rfss_core.quality import Split, SplitCase, choose_patients, refuse_leak
+from rfss_core.quality import Split, choose_patients, refuse_leak, split_cases
 from rfss_core.retrieval.draw import draw_evenly
 from rfss_core.store import Manifest
 from rfss_core.study.plan import Plan, PlannedRow
@@ -136,7 +136,7 @@ def _row_size(
     split = split_of(row, cases["patient"].tolist())
     support_cases = cases[cases["patient"].isin(split.support)]
     test_cases = cases[cases["patient"].isin(split.held_out)]
-    refuse_leak(_split_cases(support_cases), _split_cases(test_cases))
+    refuse_leak(split_cases(support_cases), split_cases(test_cases))
     support = support_slices(row, slices, split)
     limit, note = row.settings.retrieval.support_slices, ""
     if limit is not None and len(support) < limit:
@@ -165,8 +165,3 @@ def _row_size(
         len(classes),
     )
     return size, sorted(support["slice_id"]), note
-
-
-def _split_cases(cases: pd.DataFrame) -> list[SplitCase]:
-    columns = zip(cases["name"], cases["patient"], cases["pixel_digest"], strict=True)
-    return [SplitCase(str(name), str(patient), str(pixels)) for name, patient, pixels in columns]

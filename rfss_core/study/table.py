@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rfss_core.figures import NOT_KNOWN, interval, number
 from rfss_core.quality.bootstrap import Interval, bootstrap_interval
 from rfss_core.quality.thirds import THIRDS
 from rfss_core.study.result import RowResult
@@ -33,8 +34,8 @@ class Spread:
     def text(self, digits: int = 3) -> str:
         """Return ``0.512 ± 0.034``."""
         if self.mean is None:
-            return "n/a"
-        return f"{self.mean:.{digits}f}" + ("" if self.sd is None else f" ± {self.sd:.{digits}f}")
+            return NOT_KNOWN
+        return number(self.mean, digits) + ("" if self.sd is None else f" ± {self.sd:.{digits}f}")
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def markdown(study: StudySettings, lines: Sequence[Line], verdicts: Sequence[Ver
             line.label,
             str(line.seeds),
             *(line.dice[name].text() for name in classes),
-            _interval_text(line.interval["mean"]),
+            _bounds(line.interval["mean"]),
             line.hd95.text(1),
             Spread(line.seconds_a_slice.mean, None).text(3),
             Spread(line.processor_seconds_a_slice.mean, None).text(3),
@@ -161,8 +162,8 @@ def markdown(study: StudySettings, lines: Sequence[Line], verdicts: Sequence[Ver
         rows = [
             [
                 verdict.claim.text,
-                "n/a" if verdict.difference is None else f"{verdict.difference:+.3f}",
-                "n/a" if verdict.error is None else f"{verdict.error:.3f}",
+                NOT_KNOWN if verdict.difference is None else f"{verdict.difference:+.3f}",
+                number(verdict.error),
                 str(verdict.pairs),
                 "yes" if verdict.holds else "**no**",
             ]
@@ -233,10 +234,9 @@ def _interval(rows: Sequence[RowResult], column: str) -> Interval:
     return bootstrap_interval([value for _, value in scores], [patient for patient, _ in scores], RESAMPLES, 0)
 
 
-def _interval_text(interval: Interval) -> str:
-    if interval.ci_low is None or interval.ci_high is None:
-        return "n/a"
-    return f"{interval.ci_low:.3f} to {interval.ci_high:.3f} (n = {interval.n})"
+def _bounds(found: Interval) -> str:
+    text = interval(found.ci_low, found.ci_high)
+    return text if text == NOT_KNOWN else f"{text} (n = {found.n})"
 
 
 def _thirds(evaluations: Sequence[Any], classes: Sequence[str]) -> dict[str, dict[str, float | None]]:

@@ -116,6 +116,7 @@ class Order:
         self._share = expert_share if mixed and expert_share is not None else 1.0
         self._first = roles.expert if mixed else np.sort(np.concatenate([roles.expert, roles.pseudo]))
         self._second = roles.pseudo
+        self._shuffles: dict[int, tuple[int, Rows]] = {}
 
     def at(self, place: int) -> int:
         """Return the slice at a place of the sequence; it depends on the seed and the place alone."""
@@ -126,8 +127,12 @@ class Order:
 
     def _shuffled(self, rows: Rows, place: int, stream: int) -> int:
         epoch, within = divmod(place, len(rows))
-        key = [self._seed, epoch] if stream == 0 else [self._seed, epoch, stream]
-        return int(rows[np.random.default_rng(key).permutation(len(rows))[within]])
+        known = self._shuffles.get(stream)
+        if known is None or known[0] != epoch:
+            # One epoch a stream is kept: places are asked for one after the other. A pair, so that threads see a whole.
+            key = [self._seed, epoch] if stream == 0 else [self._seed, epoch, stream]
+            known = self._shuffles[stream] = (epoch, rows[np.random.default_rng(key).permutation(len(rows))])
+        return int(known[1][within])
 
 
 def _check(data: LabelledSlices, provenance: Provenance) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,30 +10,14 @@ import torch
 
 from rfss_core.quality import CaseMeasurement, case_metrics
 from rfss_core.settings import QualitySettings
+from rfss_core.training.expert_case import ExpertCase
 from rfss_core.training.model import SupervisedModel
 from rfss_core.training.segmenter import SupervisedSegmenter
-from rfss_core.training.student_data import ExpertCase, StudentSlices
 
 
-@dataclass(frozen=True)
-class _Near:
-    """What a network makes of its neighbours: nothing."""
-
-    indices: npt.NDArray[np.int64]
-    distances: npt.NDArray[np.float32]
-
-    def for_class(self, value: int, /) -> npt.NDArray[np.int64]:  # noqa: ARG002 - the same for every class
-        return self.indices
-
-
-def label_case(
-    model: SupervisedModel, case: ExpertCase, classes: Mapping[int, str], device: torch.device
-) -> npt.NDArray[np.uint8]:
+def label_case(model: SupervisedModel, case: ExpertCase, device: torch.device) -> npt.NDArray[np.uint8]:
     """Label the slices of one case, uint8 [Z, H, W] on its own grid."""
-    slices = StudentSlices([case], classes, None)
-    near = _Near(np.array([0]), np.zeros(1, np.float32))
-    images = list(case.image())
-    found = SupervisedSegmenter(model, device).segment(images, [near] * len(images), slices, keep_logits=False)
+    found = SupervisedSegmenter(model, device).label(list(case.image()))
     return np.stack([one.labels for one in found])
 
 
@@ -61,7 +44,7 @@ def measure_student(
     """
     found = []
     for case in cases:
-        labels = label_case(model, case, classes, device)
+        labels = label_case(model, case, device)
         metrics = case_metrics(labels, case.label(), classes, case.spacing, settings.surface_tolerance)
         found.append(CaseMeasurement(case.id, case.patient, tuple(metrics)))
         progress(case)

@@ -68,6 +68,20 @@ class SupervisedSegmenter:
                 f"the {self.spec.architecture} was trained on classes {list(self.spec.classes)}, not on {missing[0]}; "
                 "train it on a support set that has the class"
             )
+        return self._label(queries, values, keep_logits=keep_logits)
+
+    def label(self, queries: Sequence[Slice]) -> list[Segmentation]:
+        """Label slices with every class of the network, no support set at hand; without logits.
+
+        Args:
+            queries: float32 [H, W] or [H, W, 3] in [0, 1], of any sizes.
+
+        Raises:
+            PixelError: NaN or infinite pixels.
+        """
+        return self._label(queries, list(self.spec.classes), keep_logits=False)
+
+    def _label(self, queries: Sequence[Slice], values: list[int], *, keep_logits: bool) -> list[Segmentation]:
         slices = [as_slice(query, f"query {row}") for row, query in enumerate(queries)]
         return self._lanes.map(lambda query: self._one(query, values, keep_logits=keep_logits), slices)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,54 +14,15 @@ import numpy.typing as npt
 from rfss_core.datasets import PseudoLabelCase, PseudoLabelSet
 from rfss_core.digest import digest_json
 from rfss_core.errors import InputError
-from rfss_core.imaging import CaseSource, discover, estimate_window, normalise, read_image, read_label, source_digest
+from rfss_core.imaging import discover
 from rfss_core.imaging.case import REVIEWED_SOURCE
-from rfss_core.quality import split_patients, with_reviewed
+from rfss_core.quality import SplitCase, refuse_leak, split_cases, split_patients, with_reviewed
 from rfss_core.settings import ImagingSettings, StudentSettings
 from rfss_core.store import Manifest
-from rfss_core.store.images import StoredCase
+from rfss_core.training.expert_case import ExpertCase
 from rfss_core.training.labelled import Provenance
 
 _KEPT_MB = 512
-
-
-@dataclass(frozen=True)
-class ExpertCase:
-    """A case that an expert labelled: as the workspace holds it, or as files."""
-
-    id: str
-    patient: str
-    digest: str
-    """sha256 over image and label."""
-    stored: StoredCase | None = None
-    source: CaseSource | None = None
-    settings: ImagingSettings | None = None
-
-    @cached_property
-    def _read(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], tuple[float, float, float]]:
-        assert self.source is not None
-        assert self.settings is not None
-        volume = read_image(self.source, self.settings)
-        pixels = normalise(volume.pixels, estimate_window(volume.pixels, self.settings))
-        return pixels, read_label(self.source, volume.grid, self.settings), volume.spacing
-
-    @property
-    def n_slices(self) -> int:
-        """Number of slices, Z."""
-        return self.stored.n_slices if self.stored is not None else len(self._read[1])
-
-    @property
-    def spacing(self) -> tuple[float, float, float]:
-        """(z, y, x) in mm."""
-        return self.stored.spacing if self.stored is not None else self._read[2]
-
-    def image(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
-        """Return slices, float32 in [0, 1], [n, H, W] or [n, H, W, 3]."""
-        return self.stored.read_slices(start, stop) if self.stored is not None else self._read[0][start:stop]
-
-    def label(self) -> npt.NDArray[np.uint8]:
-        """Return the expert's label map, uint8 [Z, H, W]."""
-        return self.stored.read_labels() if self.stored is not None else self._read[1]
 
 
 class StudentSlices:
@@ -132,6 +92,8 @@ class StudentData:
     """sha256 over data set, experts' cases, their parts, weights and ignored voxels."""
     counts: dict[str, int]
     """Patients and cases by part."""
+    alone: StudentData | None = None
+    """The same without pseudo-labels, whatever the data set; None where no expert's patient trains."""
 
 
 def gather(dataset: PseudoLabelSet, settings: StudentSettings) -> StudentData:
@@ -151,9 +113,12 @@ def gather(dataset: PseudoLabelSet, settings: StudentSettings) -> StudentData:
 
     Raises:
         InputError: no accepted case, no expert's case within reach, or classes that differ.
+        LeakError: an image that is tested trains too, under another patient's name.
     """
     pseudo = dataset.cases(settings.decisions)
-    experts = _own_cases(settings) if settings.images is not None else _workspace_cases(dataset)
+    # Read as the labelling run read its images: a patient must have one name on both sides.
+    own = settings.images is not None
+    experts = _own_cases(settings, dataset.origin.settings) if own else _workspace_cases(dataset)
     if not experts:
         raise InputError(
             f"no expert's case is within reach of data set '{dataset}'; name the labelled images and their labels with "
@@ -165,37 +130,68 @@ def gather(dataset: PseudoLabelSet, settings: StudentSettings) -> StudentData:
     pseudo = [case for case in pseudo if case.patient not in tested | (validates or set())]
     if not pseudo:
         raise InputError(f"every pseudo-labelled case of '{dataset}' is of a patient who validates or is tested")
-    slices = StudentSlices([*training, *pseudo], dataset.classes, settings.ignore)
+    trains = any(case.patient not in (validates or set()) for case in training)
+    test = [case for case in experts if case.patient in tested]
+    _refuse_leak(training, pseudo, test, dataset)
+    alone = _data(dataset, training, [], test, validates, settings) if trains else None
+    return replace(_data(dataset, training, pseudo, test, validates, settings), alone=alone)
+
+
+def _data(
+    dataset: PseudoLabelSet,
+    training: Sequence[ExpertCase],
+    pseudo: Sequence[PseudoLabelCase],
+    test: list[ExpertCase],
+    validates: set[str] | None,
+    settings: StudentSettings,
+) -> StudentData:
+    ignore = settings.ignore if pseudo else None
+    slices = StudentSlices([*training, *pseudo], dataset.classes, ignore)
     weights = [1.0] * len(training) + [case.weight if settings.weighted else 1.0 for case in pseudo]
     provenance = Provenance(
         weights=slices.each(weights),
         expert=slices.each([True] * len(training) + [False] * len(pseudo)),
-        ignore=None if settings.ignore is None else dataset.ignore_value,
+        ignore=None if ignore is None else dataset.ignore_value,
         validates=None
         if validates is None
         else slices.each([case.patient in validates for case in training] + [False] * len(pseudo)),
     )
-    test = [case for case in experts if case.patient in tested]
     parts = {
-        "dataset": dataset.digest,
+        "dataset": dataset.digest if pseudo else None,
+        "classes": [[value, name] for value, name in sorted(dataset.classes.items())],
         "experts": [[case.id, case.digest] for case in training],
         "validates": None if validates is None else sorted(validates),
         "test": [[case.id, case.digest] for case in test],
         "pseudo": [[case.id, case.entry.sha256] for case in pseudo],
         "weights": weights,
-        "ignore": settings.ignore,
+        "ignore": ignore,
     }
     counts = {
         "expert_cases": len(training),
         "expert_patients": len({case.patient for case in training}),
         "validation_patients": len(validates or ()),
         "test_cases": len(test),
-        "test_patients": len(tested),
+        "test_patients": len({case.patient for case in test}),
         "pseudo_cases": len(pseudo),
         "pseudo_patients": len({case.patient for case in pseudo}),
         "slices": len(slices),
     }
     return StudentData(slices, provenance, test, dataset.classes, digest_json(parts), counts)
+
+
+def _refuse_leak(
+    training: Sequence[ExpertCase],
+    pseudo: Sequence[PseudoLabelCase],
+    test: Sequence[ExpertCase],
+    dataset: PseudoLabelSet,
+) -> None:
+    """Look for copies of tested images among those that train; of pseudo-labelled ones where the workspace is there."""
+    workspace = dataset.origin.workspace
+    cases = None if workspace is None else Manifest.read(workspace.files).cases
+    trains = [SplitCase(case.id, case.patient, case.pixels) for case in training]
+    if cases is not None:
+        trains += split_cases(cases, [case.id for case in pseudo])
+    refuse_leak(trains, [SplitCase(case.id, case.patient, case.pixels) for case in test])
 
 
 def _divide(
@@ -235,16 +231,17 @@ def _workspace_cases(dataset: PseudoLabelSet) -> list[ExpertCase]:
     found = []
     for row in cases[cases["labelled"]].itertuples():
         stored = workspace.case(str(row.case_id))
-        found.append(ExpertCase(str(row.case_id), str(row.patient), stored.source_digest, stored=stored))
+        found.append(
+            ExpertCase(str(row.case_id), str(row.patient), stored.source_digest, str(row.pixel_digest), stored=stored)
+        )
     return sorted(found, key=lambda case: case.id)
 
 
-def _own_cases(settings: StudentSettings) -> list[ExpertCase]:
-    imaging = ImagingSettings()
+def _own_cases(settings: StudentSettings, imaging: ImagingSettings) -> list[ExpertCase]:
     assert settings.images is not None
     found = discover(settings.images, settings.labels, imaging)
     return [
-        ExpertCase(case.case_id, case.patient, source_digest(case), source=case, settings=imaging)
+        ExpertCase.of(case, imaging)
         for case in sorted(found.cases, key=lambda case: case.case_id)
         if case.label is not None
     ]

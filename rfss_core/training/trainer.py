@@ -28,6 +28,17 @@ from rfss_core.training.model import NetworkSpec, SupervisedModel
 _PIECE = 4
 _WARMUP = 20
 _CLIP = 1.0
+_WEIGHT_DECAY = 1e-4
+
+HABITS = {
+    "optimizer": "AdamW",
+    "weight_decay": _WEIGHT_DECAY,
+    "schedule": "linear warm-up, cosine to 0",
+    "warmup_steps": _WARMUP,
+    "gradient_clip": _CLIP,
+    "loss": "Dice and cross-entropy",
+}
+"""What every training does and no setting says; a run's record names it."""
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Images [N, C, H, W], class indices [N, H, W], weights [N]."""
@@ -130,7 +141,7 @@ def train_supervised(
     state = State(
         task.key,
         network,
-        torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=1e-4),
+        torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=_WEIGHT_DECAY),
         torch.amp.GradScaler(device.type, enabled=_precision(task) == torch.float16),
         Progress(),
     )

@@ -79,3 +79,15 @@ def test_a_students_result_takes_its_place_and_no_more(after: str) -> None:
     assert twice.count(STUDENT_HEADING) == 1
     assert with_student(twice, UNKNOWN_STUDENT).split() == card.split()
     assert student_text(with_student("# old card", "new")) == "new"
+
+
+def test_each_student_has_its_own_place() -> None:
+    card = render_card(CARD) + "\n## Appendix\n\nMore.\n"
+    texts = {"Student b/1": "| a |\n|---|\n\nIt helps.", "Student a/2": "It does not.", "Benchmark": "0.7"}
+    for _ in range(2):
+        for title, text in texts.items():
+            card = with_student(card, text, title)
+    assert student_text(card) == "\n\n".join(f"### {title}\n\n{text}" for title, text in sorted(texts.items()))
+    assert card.rstrip().endswith("More.")
+    changed = with_student(card, "It does now.", "Student a/2")
+    assert changed == card.replace("It does not.", "It does now.")

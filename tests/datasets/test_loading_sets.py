@@ -68,6 +68,15 @@ def test_images_labels_and_uncertainty_are_those_that_were_labelled(
         assert case.spacing == case.stored.spacing
 
 
+@pytest.mark.parametrize("classes", [{255: "tumour"}, {7: "fluid", 255: "tumour"}, {1: "disc"}])
+def test_pictures_keep_their_classes(tmp_path: Path, classes: dict[int, str]) -> None:
+    published = publish_dataset(tmp_path / "site", classes=classes, suffix=".png")
+    shutil.copytree(published.folder, tmp_path / "copy", ignore=shutil.ignore_patterns("origin.json"))
+    for address in (published.folder, tmp_path / "copy"):
+        for case in load(address).cases(("accept", "review", "reject")):
+            np.testing.assert_array_equal(case.label(), published.labels[case.id])
+
+
 def test_a_workspace_means_its_latest_data_set(published: Published) -> None:
     assert load(published.workspace).digest == published.manifest.digest
     assert load(str(published.workspace), verify="none").digest == published.manifest.digest

@@ -17,7 +17,7 @@ from prefect.client.orchestration import get_client
 
 from flows.label_dataset import label_dataset
 from rfss_core.datasets import read_dataset
-from rfss_core.errors import GateError, InputError, SettingsError, TooManyQuarantinedError
+from rfss_core.errors import GateError, InputError, LeakError, SettingsError, TooManyQuarantinedError
 from rfss_core.settings import ExportSettings
 from rfss_core.store import Workspace
 from tasks.export import export_dataset
@@ -256,6 +256,16 @@ def test_a_set_that_is_labelled_already_has_nothing_to_label(cohort: Path, tmp_p
         (labelled / "images" / f"sub-{number:02d}.nii.gz").unlink()
     with pytest.raises(InputError, match="nothing is left to label"):
         label_dataset(settings_for(labelled, tmp_path / "w"))
+
+
+def test_a_copy_of_a_held_out_image_in_the_support_set_is_caught(cohort: Path, tmp_path: Path) -> None:
+    leaky = shutil.copytree(cohort, tmp_path / "cohort")
+    for part in ("images", "labels"):
+        for number in range(12):
+            shutil.copy(leaky / part / f"sub-{number:02d}.nii.gz", leaky / part / f"sub-{number + 50}.nii.gz")
+    with pytest.raises(LeakError, match=r"has the very pixels of 'sub-.*more test cases have copies there"):
+        label_dataset(settings_for(leaky, tmp_path / "w"))
+    assert not (tmp_path / "w" / "stages" / "embed").exists()
 
 
 def test_too_much_bad_input_ends_the_run(cohort: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from rfss_core.store.files import Files
 from tasks.dataset_run import register_dataset
 from tasks.promotion import promote
 from tasks.registry import DataRegistry
-from tasks.students import note_result
+from tasks.student_notes import note_result
 
 READER_PASSWORD = "read but not write"
 SCRIPT = """
@@ -69,6 +69,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_registry_behind_a_password_with_artifacts_in_s3(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     registration = register_dataset(record_of(site.published), Files(site.published.workspace))
     registry, version = registration.registry, registration.version

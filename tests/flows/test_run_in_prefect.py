@@ -14,7 +14,7 @@ from s3 import FlakyProxy, make_bucket
 
 from flows.label_dataset import label_dataset
 from flows.service.automations import set_up
-from flows.service.deployments import Nightly, available
+from flows.service.deployments import SERVED, Nightly
 from flows.store_block import RfssStore, resolved
 from rfss_core.errors import GateError, InputError, InputNotFoundError, SettingsError
 from rfss_core.events import EventStream
@@ -72,7 +72,7 @@ def test_states_and_artifacts_say_how_a_run_went(cohort: Path, tmp_path: Path) -
 
 
 def test_the_form_says_what_every_field_is_and_allows() -> None:
-    for served in available():
+    for served in SERVED:
         schema = served.load().to_deployment(served.name)._parameter_openapi_schema.model_dump()
         texts = [part.get("description") for part in schema["definitions"].values()]
         fields = [field for part in schema["definitions"].values() for field in part.get("properties", {}).items()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,7 +11,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,23 @@ import httpx
 import psutil
 import pytest
 import yaml
-from cohorts import write_cohort
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from service import ServiceUnderTest, clean_environment, serving, until
+from service import ENDED, ServiceUnderTest, clean_environment, serving, until
 
 from flows.service.automations import FILE, set_up
-from tasks.events_out import PROMOTED, dataset_resource, send_event
+from tasks.events_out import send_event
 from tasks.status import read_status
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+def real_cohort(folder: Path, source: Path, images: int, labelled: int) -> Path:
+    """Copy the first real images of a data set, and the labels of the first of them."""
+    for kind, count in (("images", images), ("labels", labelled)):
+        (folder / kind).mkdir()
+        for path in sorted((source / kind).iterdir())[:count]:
+            shutil.copy(path, folder / kind)
+    return folder
 
 
 def asked(cohort: Path, workspace: Path, **changes: Any) -> dict[str, Any]:
@@ -36,7 +45,7 @@ def asked(cohort: Path, workspace: Path, **changes: Any) -> dict[str, Any]:
         "workspace": str(workspace),
         "k": 3,
         "held_out": 0.5,
-        "dataset": "ellipses",
+        "dataset": "heads",
         "quality": {"min_dice": 0.0, "bootstrap": 200},
         **changes,
     }
@@ -72,24 +81,31 @@ def hook() -> Iterator[Hook]:
 
 
 @pytest.fixture(scope="module")
-def hearts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_cohort(tmp_path_factory.mktemp("hearts"), patients=16, labelled=12)
+def heads(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
+    """Real ultrasound images of fetal heads, and one torn file."""
+    folder = real_cohort(tmp_path_factory.mktemp("heads"), shared_data / "fetal-head", images=20, labelled=12)
     (folder / "images" / "torn.nii.gz").write_bytes(b"not an image")
     return folder
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, hearts: Path, hook: Hook) -> Iterator[ServiceUnderTest]:
+def brains(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
+    """Real MRI of brains: several chunks."""
+    return real_cohort(tmp_path_factory.mktemp("brains"), shared_data / "hippocampus", images=18, labelled=12)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, heads: Path, hook: Hook) -> Iterator[ServiceUnderTest]:
     folder = tmp_path_factory.mktemp("service")
     nightly = folder / "nightly.yaml"
-    nightly.write_text(yaml.safe_dump(asked(hearts, folder / "by-night")))
+    nightly.write_text(yaml.safe_dump(asked(heads, folder / "by-night")))
     options = ("--nightly", str(nightly), "--cron", "* * * * *", "--timezone", "Asia/Kathmandu", "--webhook", hook.url)
     with serving(folder / "home", *options) as found:
         yield found
 
 
-def test_a_run_as_the_form_starts_it(service: ServiceUnderTest, hearts: Path, tmp_path: Path) -> None:
-    answer = service.start("label-dataset/label-dataset", asked(hearts, tmp_path / "w"))
+def test_a_run_as_the_form_starts_it(service: ServiceUnderTest, heads: Path, tmp_path: Path) -> None:
+    answer = service.start("label-dataset/label-dataset", asked(heads, tmp_path / "w"))
     assert answer.status_code == 201, answer.text
     run = service.ended(answer.json()["id"])
     assert run["state_name"] == "Completed with quarantine", run["state"]
@@ -110,24 +126,22 @@ def test_a_run_as_the_form_starts_it(service: ServiceUnderTest, hearts: Path, tm
     assert "segment: finished in" in service.logs(run["id"])
 
 
-def test_bad_parameters_are_refused_before_a_run_starts(
-    service: ServiceUnderTest, hearts: Path, tmp_path: Path
-) -> None:
+def test_bad_parameters_are_refused_before_a_run_starts(service: ServiceUnderTest, heads: Path, tmp_path: Path) -> None:
     for change, said in (
         ({"k": 0}, "0 is less than the minimum of 1"),
         ({"preset": "tinny"}, "'tinny' is not one of ['tiny', 'fast', 'paper', 'best']"),
         ({"kay": 3}, "'kay' was unexpected"),
     ):
-        answer = service.start("label-dataset/label-dataset", asked(hearts, tmp_path / "w", **change))
+        answer = service.start("label-dataset/label-dataset", asked(heads, tmp_path / "w", **change))
         assert answer.status_code == 409, answer.text
         assert said in answer.text
     # What no schema can say is said by the run's state, before anything is read.
     contradiction = {"segmentation": {"segmenter": "label-fusion", "points": [1, 1]}}
-    answer = service.start("label-dataset/label-dataset", asked(hearts, tmp_path / "w", **contradiction))
+    answer = service.start("label-dataset/label-dataset", asked(heads, tmp_path / "w", **contradiction))
     run = service.ended(answer.json()["id"])
     assert run["state_type"] == "FAILED"
     assert "points belong to segmenter sam2-points, not to label-fusion" in run["state"]["message"]
-    answer = service.start("label-dataset/label-dataset", asked(hearts, tmp_path / "w", images="/nowhere"))
+    answer = service.start("label-dataset/label-dataset", asked(heads, tmp_path / "w", images="/nowhere"))
     run = service.ended(answer.json()["id"])
     assert run["state_name"] == "Failed: not found"
     assert run["state"]["message"] == "images: '/nowhere' does not exist; check the path"
@@ -135,13 +149,24 @@ def test_bad_parameters_are_refused_before_a_run_starts(
 
 
 def test_a_failed_gate_names_the_state_and_tells_the_hook(
-    service: ServiceUnderTest, hearts: Path, hook: Hook, tmp_path: Path
+    service: ServiceUnderTest, heads: Path, hook: Hook, tmp_path: Path
 ) -> None:
-    strict = asked(hearts, tmp_path / "w", quality={"min_dice": 1.0, "bootstrap": 200}, dataset="strict")
+    strict = asked(heads, tmp_path / "w", quality={"min_dice": 1.0, "bootstrap": 200}, dataset="strict")
     run = service.ended(service.start("label-dataset/label-dataset", strict).json()["id"])
     assert run["state_name"] == "Failed: gate"
     assert "mean Dice" in run["state"]["message"]
     until(lambda: any("strict failed its quality gate" in text for text in hook.told), "the hook is told")
+
+
+def test_drift_tells_the_hook(service: ServiceUnderTest, heads: Path, hook: Hook, tmp_path: Path) -> None:
+    voting = {"segmentation": {"segmenter": "label-fusion"}, "alerts": {"dice_drop": 0.0}, "dataset": "drifting"}
+    # From one method to another and back: once of the two the held-out Dice falls.
+    for k in (1, 6, 1):
+        answer = service.start("label-dataset/label-dataset", asked(heads, tmp_path / "w", k=k, **voting))
+        assert service.ended(answer.json()["id"])["state_type"] == "COMPLETED"
+    until(lambda: any("drifting drifts" in text for text in hook.told), "the hook is told")
+    [told] = [text for text in hook.told if "drifting drifts" in text]
+    assert "the mean held-out Dice fell from" in told
 
 
 def test_the_schedule_starts_one_run_at_a_time(service: ServiceUnderTest) -> None:
@@ -161,36 +186,53 @@ def test_the_schedule_starts_one_run_at_a_time(service: ServiceUnderTest) -> Non
     assert "COMPLETED" in states
 
 
-def test_a_cancelled_run_is_resumed_by_the_next(service: ServiceUnderTest, tmp_path: Path) -> None:
-    cohort = write_cohort(tmp_path / "many", patients=60, labelled=12)
-    settings = asked(cohort, tmp_path / "w")
+def test_a_cancelled_run_is_resumed_by_the_next(service: ServiceUnderTest, brains: Path, tmp_path: Path) -> None:
+    settings = asked(brains, tmp_path / "w", dataset="brains")
     run_id = service.start("label-dataset/label-dataset", settings).json()["id"]
     records = tmp_path / "w" / "records" / "embed"
     until(lambda: records.is_dir() and any(records.rglob("*.json")), "some chunks are embedded")
+
+    # Meanwhile another deployment has no business in this workspace.
+    nightly = service.deployment("label-dataset/nightly")
+    service.call("PATCH", f"/deployments/{nightly['id']}", schedules=[])
+    until(lambda: not service.runs_of("label-dataset/nightly", "RUNNING", "PENDING"), "the last nightly run ends")
+    second = service.ended(service.start("label-dataset/nightly", settings).json()["id"])
+    assert second["state_name"] == "Failed: workspace busy", second["state"]
+    assert "is in use by" in second["state"]["message"]
+
+    assert service.run(run_id)["state_type"] == "RUNNING"
     body = {"state": {"type": "CANCELLING"}}
     service.call("POST", f"/flow_runs/{run_id}/set_state", **body)
     assert service.ended(run_id)["state_type"] == "CANCELLED"
     kept = {path: path.stat().st_mtime_ns for path in records.rglob("*.json")}
+    assert read_status(str(tmp_path / "w")).state == "stopped"
     next_id = service.start("label-dataset/label-dataset", settings).json()["id"]
     assert service.ended(next_id)["state_type"] == "COMPLETED"
     assert read_status(str(tmp_path / "w")).state == "finished"
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "finished chunks were done again"
 
 
-def test_a_promotion_starts_the_student(service: ServiceUnderTest) -> None:
+def test_a_promotion_trains_the_student(service: ServiceUnderTest, brains: Path, tmp_path: Path) -> None:
     name = "train-student/train-student"
-    if find_spec("flows.train_student") is None:
-        # The automation is what is tested here, not the flow.
-        flow = service.call("POST", "/flows/", name="train-student")
-        service.call("POST", "/deployments/", name="train-student", flow_id=flow["id"])
-    with temporary_settings({PREFECT_API_URL: service.api}):
-        assert any("trains the student" in line and "left out" not in line for line in set_up())
-        told = {"name": "hearts", "version": "7", "tracking_uri": "sqlite:////nowhere.db"}
-        assert send_event(PROMOTED, dataset_resource("hearts"), "hearts", told)
-    states = ("SCHEDULED", "PENDING", "RUNNING", "FAILED")
-    until(lambda: service.runs_of(name, *states), "the student's run is created")
-    [run] = service.runs_of(name, *states)
-    assert run["parameters"] == {"settings": {"dataset": "hearts/7", "registry": "sqlite:////nowhere.db"}}
+    settings = asked(
+        brains,
+        tmp_path / "w",
+        dataset="brains-to-learn",
+        segmentation={"segmenter": "label-fusion"},
+        quality={"min_dice": 0.0, "accept_dice": 0.0, "reject_dice": 0.0, "bootstrap": 200},
+        promotion={"policy": "always"},
+    )
+    run = service.ended(service.start("label-dataset/label-dataset", settings).json()["id"])
+    assert run["state_type"] == "COMPLETED", run["state"]
+    until(lambda: service.runs_of(name, "SCHEDULED", "PENDING", "RUNNING", *ENDED), "the student's run is created")
+    [student] = service.runs_of(name, "SCHEDULED", "PENDING", "RUNNING", *ENDED)
+    registry = f"http://127.0.0.1:{service.mlflow_port}"
+    assert student["parameters"] == {"settings": {"dataset": "brains-to-learn/1", "registry": registry}}
+    ended = service.ended(student["id"])
+    assert ended["state_type"] == "COMPLETED", ended["state"]
+    artifacts = service.artifacts(student["id"])
+    assert "data set brains-to-learn/1" in artifacts["rfss-student"]["data"]
+    assert [row["class"] for row in json.loads(artifacts["rfss-student-test"]["data"])][-1] == "mean"
 
 
 def test_a_second_service_and_a_taken_port_are_one_line_each(service: ServiceUnderTest, tmp_path: Path) -> None:
@@ -220,22 +262,45 @@ def test_a_second_service_and_a_taken_port_are_one_line_each(service: ServiceUnd
         assert said in refused.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_nothing_outlives_it(number: int, tmp_path: Path) -> None:
+def test_it_stops_in_order(tmp_path: Path) -> None:
     service = ServiceUnderTest(tmp_path / "home")
     try:
         service.until_ready()
         family = service.family()
         assert len(family) >= 6
     finally:
-        service.end(number)
+        service.end(signal.SIGINT)
     _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
-    if number == signal.SIGINT:
-        assert "stopped; databases and logs stay where they are" in service.said
+    assert "stopped; databases and logs stay where they are" in service.said
 
 
-def test_a_zombie_is_marked_as_crashed(service: ServiceUnderTest, tmp_path: Path) -> None:
+def test_nothing_outlives_a_kill_and_its_run_is_crashed_and_goes_on(brains: Path, tmp_path: Path) -> None:
+    name, settings = "label-dataset/label-dataset", asked(brains, tmp_path / "w", dataset="brains")
+    records = tmp_path / "w" / "records" / "embed"
+    killed = ServiceUnderTest(tmp_path / "home")
+    try:
+        killed.until_ready()
+        run_id = killed.start(name, settings).json()["id"]
+        until(lambda: records.is_dir() and any(records.rglob("*.json")), "some chunks are embedded")
+        family = killed.family()
+    finally:
+        killed.end(signal.SIGKILL)
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive
+    assert read_status(str(tmp_path / "w")).state == "died"
+    kept = {path: path.stat().st_mtime_ns for path in records.rglob("*.json")}
+    with serving(tmp_path / "home") as service:
+        # By the automation as it is shipped, of a run whose heartbeat stopped.
+        run = service.ended(run_id)
+        assert run["state_type"] == "CRASHED"
+        assert "No sign of life for 90 seconds" in run["state"]["message"]
+        again = service.start(name, settings).json()["id"]
+        assert service.ended(again)["state_type"] == "COMPLETED"
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "finished chunks were done again"
+
+
+def test_an_automation_that_is_set_up_twice_marks_a_zombie(service: ServiceUnderTest, tmp_path: Path) -> None:
     document = yaml.safe_load(FILE.read_text())
     [zombie] = [each for each in document["automations"] if "zombie" in each["name"]]
     zombie["name"], zombie["trigger"]["within"] = "sooner", 10

@@ -8,10 +8,14 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import HealthCheck, given, strategies
+from hypothesis import settings as hypothesis_settings
+from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from rfss_core.errors import GeometryError, LabelError, PixelError, UnreadableImageError
 from rfss_core.imaging import CaseSource, read_image, read_label, write_label
+from rfss_core.imaging.raster import encode_raster, read_raster
 from rfss_core.settings import ImagingSettings
 
 GREY = np.random.default_rng(5).integers(0, 255, (7, 9), dtype=np.uint8)
@@ -144,6 +148,28 @@ def test_white_masks_are_class_one(tmp_path, settings):
     np.testing.assert_array_equal(read_as_label(tmp_path, settings, mask), mask)
     several = np.where(mask, 255, 7).astype(np.uint8)
     np.testing.assert_array_equal(read_as_label(tmp_path, settings, several), several)
+
+
+def test_a_declared_class_255_is_no_mask_of_a_drawing_program(tmp_path, settings):
+    mask = (GREY > 100).astype(np.uint8) * 255
+    declared = settings.model_copy(update={"classes": {255: "tumour"}})
+    np.testing.assert_array_equal(read_as_label(tmp_path, declared, mask), mask)
+
+
+VALUES = strategies.sampled_from([0, 1, 7, 255])
+
+
+@hypothesis_settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=3, min_side=2, max_side=6), elements=VALUES))
+def test_what_was_written_is_read_as_it_was(tmp_path, settings, labels):
+    suffix = ".png" if labels.ndim == 2 else ".tif"
+    (tmp_path / f"i{suffix}").write_bytes(encode_raster(np.zeros_like(labels), suffix))
+    grid = read_raster(tmp_path / f"i{suffix}", settings)[1]
+    written = labels.reshape(grid.canonical_shape)
+    write_label(written, grid, tmp_path / f"o{suffix}")
+    source = case(tmp_path / f"i{suffix}", tmp_path / f"o{suffix}")
+    keep = settings.model_copy(update={"empty_labels": "keep"})
+    np.testing.assert_array_equal(read_label(source, grid, keep, exact=True), written)
 
 
 def test_grey_labels_saved_as_colour_are_read_and_colours_refused(tmp_path, settings):

@@ -57,3 +57,5 @@ def test_planted_leaks_are_caught() -> None:
         LeakError, match=r"'c_1' \(patient c\), a test case, has the very pixels of 'a_1' \(patient a\)"
     ):
         refuse_leak(support, [SplitCase("c_1", "c", "111")])
+    with pytest.raises(LeakError, match=r"'c_1'.*; 1 more test cases have copies there"):
+        refuse_leak(support, [SplitCase("c_1", "c", "111"), SplitCase("d_1", "d", "222"), SplitCase("e_1", "e", "5")])

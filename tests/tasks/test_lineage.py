@@ -20,7 +20,8 @@ from rfss_core.store.files import Files
 from tasks.dataset_run import register_dataset
 from tasks.lineage import Lineage, trace
 from tasks.registry import DataRegistry
-from tasks.students import StudentVersion, note_result, register_student, students
+from tasks.student_notes import note_result
+from tasks.students import StudentVersion, register_student, students
 
 pytestmark = pytest.mark.usefixtures("plain_environment")
 

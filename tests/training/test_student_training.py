@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -90,6 +91,42 @@ def test_experts_get_their_share_of_every_batch(share: float) -> None:
     assert np.ptp(counts[3:]) <= 1
     everything = Order(roles, None, 0)
     assert sorted(everything.at(place) for place in range(100)) == list(range(100))
+
+
+@examples(deadline=None, max_examples=50)
+@given(
+    strategies.integers(1, 9),
+    strategies.integers(0, 20),
+    strategies.sampled_from([None, 0.25, 0.5]),
+    strategies.integers(0, 9),
+    strategies.lists(strategies.integers(0, 200), min_size=1, max_size=40),
+)
+def test_the_order_is_that_of_shuffled_epochs_whatever_is_asked_first(
+    expert: int, pseudo: int, share: float | None, seed: int, places: list[int]
+) -> None:
+    roles = Roles(np.arange(expert), np.arange(expert, expert + pseudo), np.arange(0))
+    mixed = share is not None and pseudo > 0
+    rows = roles.expert if mixed else np.arange(expert + pseudo)
+
+    def defined(place: int) -> int:
+        before, after = (int((share if mixed else 1.0) * number + 1e-9) for number in (place, place + 1))
+        stream, chosen, at = (0, rows, before) if after > before else (1, roles.pseudo, place - before)
+        epoch, within = divmod(at, len(chosen))
+        key = [seed, epoch] if stream == 0 else [seed, epoch, stream]
+        return int(chosen[np.random.default_rng(key).permutation(len(chosen))[within]])
+
+    order = Order(roles, share, seed)
+    assert [order.at(place) for place in places] == [defined(place) for place in places]
+
+
+def test_a_place_of_a_large_set_costs_no_shuffle() -> None:
+    order = Order(Roles(np.arange(1000), np.arange(1000, 500_000), np.arange(0)), 0.5, 0)
+    order.at(0), order.at(1)
+    begin = time.process_time()
+    for place in range(2, 1002):
+        order.at(place)
+    # One shuffle of so many takes 10 ms or so.
+    assert time.process_time() - begin < 2.0
 
 
 @pytest.mark.parametrize(

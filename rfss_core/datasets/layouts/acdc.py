@@ -42,10 +42,7 @@ class Acdc(Layout):
     body_part = "HEART"
     citation = "Bernard et al., IEEE Transactions on Medical Imaging 37(11):2514-2525, 2018"
     terms = "CC BY-NC-SA 4.0"
-
-    def recognised(self, listing: Listing) -> int:
-        """See :class:`Layout`."""
-        return sum(_FILE.fullmatch(name) is not None for name in listing)
+    certain = (_FILE,)
 
     def plan(self, listing: Listing, frames: Frames, /) -> Plan:
         """See :class:`Layout`."""

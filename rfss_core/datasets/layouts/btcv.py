@@ -54,10 +54,7 @@ class Btcv(Layout):
     body_part = "ABDOMEN"
     citation = "Landman et al., MICCAI Multi-Atlas Labeling Beyond the Cranial Vault, Synapse syn3193805, 2015"
     terms = "by registration with Synapse (syn3193805)"
-
-    def recognised(self, listing: Listing) -> int:
-        """See :class:`Layout`."""
-        return sum((_IMAGE.fullmatch(name) or _MASK.fullmatch(name)) is not None for name in listing)
+    certain = (_IMAGE, _MASK)
 
     def plan(self, listing: Listing, _frames: Frames, /) -> Plan:
         """See :class:`Layout`."""

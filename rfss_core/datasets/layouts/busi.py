@@ -30,14 +30,11 @@ class Busi(Layout):
     body_part = "BREAST"
     citation = "Al-Dhabyani et al., Data in Brief 28:104863, 2020"
     terms = "see the publisher's page"
+    certain = (_FILE,)
     caution = (
         "BUSI's files name no patients (780 images of 600 women): images of one woman may fall on both sides of a "
         "split, so held-out figures may flatter"
     )
-
-    def recognised(self, listing: Listing) -> int:
-        """See :class:`Layout`."""
-        return sum(_FILE.fullmatch(name) is not None for name in listing)
 
     def plan(self, listing: Listing, _frames: Frames, /) -> Plan:
         """See :class:`Layout`."""

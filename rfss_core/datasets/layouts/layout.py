@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -74,12 +75,14 @@ class Layout(ABC):
     citation: ClassVar[str]
     terms: ClassVar[str]
     """Licence, or who grants access."""
+    certain: ClassVar[tuple[re.Pattern[str], ...]] = ()
+    """Relative paths that no other layout has."""
     caution: ClassVar[str] = ""
     """What a user of held-out figures must know, one sentence."""
 
-    @abstractmethod
     def recognised(self, listing: Listing) -> int:
         """Return how many files of a folder are certainly of this layout."""
+        return sum(any(pattern.fullmatch(name) for pattern in self.certain) for name in listing)
 
     @abstractmethod
     def plan(self, listing: Listing, frames: Frames, /) -> Plan:

@@ -44,10 +44,7 @@ class Mnms(Layout):
     body_part = "HEART"
     citation = "Campello et al., IEEE Transactions on Medical Imaging 40(12):3543-3554, 2021"
     terms = "by registration with the challenge (University of Barcelona)"
-
-    def recognised(self, listing: Listing) -> int:
-        """See :class:`Layout`."""
-        return sum(_FILE.fullmatch(name) is not None for name in listing)
+    certain = (_FILE,)
 
     def plan(self, listing: Listing, frames: Frames, /) -> Plan:
         """See :class:`Layout`."""

@@ -1,0 +1,149 @@
+"""Prefect servers that ask for a password, are away, or go away; work pools that no worker polls; the nightly clock."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cohorts import write_cohort
+from prefect.client.orchestration import get_client
+from prefect.server.schemas.schedules import CronSchedule
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_DATABASE_CONNECTION_URL,
+    PREFECT_API_URL,
+    PREFECT_SERVER_API_AUTH_STRING,
+    temporary_settings,
+)
+from service import clean_environment, until
+
+from flows import doctor
+from flows.cli import main
+from flows.server import PrefectServer
+from flows.service.attendance import unattended
+from flows.service.deployments import Nightly, deployments
+from tasks.status import read_status
+
+PASSWORD = "admin:a long enough password"
+AWAY = "http://127.0.0.1:9/api"
+
+
+def rfss(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+def arguments(cohort: Path, workspace: Path) -> list[str]:
+    places = ("label", cohort / "images", "--labels", cohort / "labels", "--workspace", workspace)
+    short = ("--k", 3, "--held-out", 0.5, "--min-dice", 0, "--segmenter", "label-fusion")
+    return [str(argument) for argument in (*places, *short)]
+
+
+def label(cohort: Path, workspace: Path) -> int:
+    return rfss(*arguments(cohort, workspace))
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a server that asks for a password."""
+    database = tmp_path_factory.mktemp("locked") / "prefect.db"
+    with temporary_settings(
+        {
+            PREFECT_SERVER_API_AUTH_STRING: PASSWORD,
+            PREFECT_API_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{database}",
+        }
+    ):
+        server = PrefectServer()
+    try:
+        yield server.wait(180)
+    finally:
+        server.stop()
+
+
+def test_wrong_credentials_are_one_line_that_names_the_setting(
+    locked: str, cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given, said in ((None, "asks for a password (401)"), ("admin:wrong", "refuses what PREFECT_API_AUTH_STRING")):
+        with temporary_settings({PREFECT_API_URL: locked, PREFECT_API_AUTH_STRING: given}):
+            for command in (lambda: label(cohort, tmp_path / "w"), lambda: rfss("automations")):
+                assert command() == 2
+                error = capsys.readouterr().err
+                assert error.count("\n") == 1
+                assert f"the Prefect server at '{locked}' {said}" in error
+                assert "set PREFECT_API_AUTH_STRING to its user:password" in error
+    with temporary_settings({PREFECT_API_URL: locked, PREFECT_API_AUTH_STRING: PASSWORD}):
+        assert rfss("automations") == 0
+    assert "set up 'RFSS: zombie run is crashed'" in capsys.readouterr().out
+
+
+def test_a_server_that_is_away_at_the_start_is_one_line(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with temporary_settings({PREFECT_API_URL: AWAY}):
+        assert label(cohort, tmp_path / "w") == 1
+        assert rfss("automations") == 1
+    for error in capsys.readouterr().err.splitlines():
+        assert f"the Prefect server at '{AWAY}' does not answer" in error
+        assert "rfss serve" in error
+    assert not (tmp_path / "w" / "manifest").exists()
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_in_the_middle_costs_its_pictures_only(tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path / "cohort", patients=8, labelled=6)
+    with temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}"}):
+        server = PrefectServer()
+    try:
+        environment = {**clean_environment(), "PREFECT_API_URL": server.wait(180)}
+        log = tmp_path / "w" / "run.log"
+        with subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", *arguments(cohort, tmp_path / "w")],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as command:  # fmt: skip
+            until(lambda: log.is_file() and "segment: " in log.read_text(), "stage segment begins")
+            server.stop()
+            said, complained = command.communicate(timeout=600)
+    finally:
+        server.stop()
+    assert command.returncode == 0, complained
+    assert "accepted" in said
+    assert complained == ""
+    assert read_status(str(tmp_path / "w")).state == "finished"
+    assert len(list((tmp_path / "w" / "pseudo_labels").glob("*.nii.gz"))) == 2
+    for line in ("the run goes on without its UI", "does not know that this run ended; all is recorded"):
+        assert line in log.read_text()
+
+
+def test_runs_that_nobody_would_start_are_said() -> None:
+    [nightly] = [each for each in deployments(Nightly()) if each.name == "nightly"]
+    nightly.name, nightly.work_pool_name = "idle", "idle-pool"
+    nightly.concurrency_limit = None
+    with get_client(sync_client=True) as client:
+        client._client.post("/work_pools/", json={"name": "idle-pool", "type": "process"}).raise_for_status()
+        nightly.apply()
+        said = "work pool 'idle-pool', so their runs wait; start `prefect worker start --pool idle-pool`"
+        assert any(said in line for line in unattended(client))
+        assert said in doctor._prefect()
+        # What a worker does every few seconds.
+        client._client.post("/work_pools/idle-pool/workers/heartbeat", json={"name": "w"}).raise_for_status()
+        client._client.post("/work_pools/idle-pool/get_scheduled_flow_runs", json={}).raise_for_status()
+        until(lambda: "idle-pool" not in str(unattended(client)), "the server has noticed its worker", 60)
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "UTC"])
+def test_the_nightly_run_comes_once_a_night_over_the_change_to_summer_time(zone: str) -> None:
+    planned = Nightly("30 2 * * *", zone).schedule(active=True)
+    served = CronSchedule(cron=planned.cron, timezone=planned.timezone)
+    start = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    runs = asyncio.run(served.get_dates(366, start=start))
+    nights = [run.date() for run in runs]
+    assert nights == [nights[0] + dt.timedelta(days=number) for number in range(366)]
+    # Where the clock leaps over half past two, the run comes just before or after the leap.
+    assert {(run.hour, run.minute) for run in runs} <= {(2, 30), (1, 30), (3, 30), (3, 0), (2, 0)}
+    assert sum((run.hour, run.minute) != (2, 30) for run in runs) <= 1

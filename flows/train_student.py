@@ -15,11 +15,11 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from flows.endings import with_reasons
 from flows.session import terminal_listener
 from flows.showing import put, quality_table
-from flows.watching import Watched, process_log, watching
+from flows.watching import Watch, Watched, process_log, watching
 from rfss_core.errors import RfssError
 from rfss_core.events import EventStream
 from rfss_core.settings import ObservabilitySettings, StudentSettings
-from rfss_core.store.lease import Lease, take
+from rfss_core.store.lease import take
 from tasks.comparison import compare_student, wanted
 from tasks.progress import PrefectProgress, log_event
 from tasks.student import fit_student, known_result, register, try_student
@@ -64,10 +64,17 @@ def train_student(settings: StudentSettings) -> StudentResult:
         return found
 
     plan = timed("gather", lambda: gather_student(settings))
-    with process_log(), take(plan.files, LEASE_S, waiting=log.warning) as lease:
+    watched = Watched(uuid.uuid4().hex[:12], plan.dataset.name, plan.files.url)
+    with (
+        process_log(),
+        take(plan.files, LEASE_S, waiting=log.warning) as lease,
+        watching(watched, ObservabilitySettings()) as watch,
+    ):
         result = known_result(plan)
         if result is None or wanted(plan, result):
-            with _told(plan, lease) as events, _recorded(plan) as run, run.watched(settings.system_metrics):
+            shown = terminal_listener.get() or log_event
+            events = EventStream([lambda _: lease.check(), shown, PrefectProgress(), watch])
+            with _recorded(plan, watch, events) as run, run.watched(settings.system_metrics):
                 if result is None:
                     trained = timed("train", lambda: fit_student(plan, run, events))
                     tested = timed("test", lambda: try_student(plan, trained, events))
@@ -79,34 +86,21 @@ def train_student(settings: StudentSettings) -> StudentResult:
 
 
 @contextmanager
-def _told(plan: StudentPlan, lease: Lease) -> Iterator[EventStream]:
-    """Yield the stream of the training's events, which ends with how it ended."""
-    watched = Watched(uuid.uuid4().hex[:12], plan.dataset.name, plan.files.url)
-    with watching(watched, ObservabilitySettings()) as watch:
-        events = EventStream([lambda _: lease.check(), terminal_listener.get() or log_event, PrefectProgress(), watch])
-        events.emit(watch.started(plan.settings.network, "inline"))
-        try:
-            yield events
-        except BaseException as error:
-            # The run's own error is the one to be seen.
-            with suppress(RfssError):
-                events.emit(watch.ended("failed" if isinstance(error, Exception) else "stopped"))
-            raise
-        events.emit(watch.ended("finished"))
-
-
-@contextmanager
-def _recorded(plan: StudentPlan) -> Iterator[StudentRun]:
-    """Hold the student's MLflow run open, and say there how it ended."""
+def _recorded(plan: StudentPlan, watch: Watch, events: EventStream) -> Iterator[StudentRun]:
+    """Hold the student's MLflow run open, and say there and to whoever watches how it ended."""
+    events.emit(watch.started(plan.settings.network, "inline"))
     run = StudentRun.open(plan)
     try:
         yield run
     except BaseException as error:
         # The run's own error is the one to be seen.
         with suppress(RfssError):
+            events.emit(watch.ended("failed" if isinstance(error, Exception) else "stopped"))
+        with suppress(RfssError):
             run.end("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     run.end("FINISHED")
+    events.emit(watch.ended("finished"))
 
 
 def _show(result: StudentResult) -> None:

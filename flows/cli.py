@@ -21,7 +21,9 @@ from flows.commands.doctor import doctor
 from flows.commands.evaluate import evaluate
 from flows.commands.export import export
 from flows.commands.label import label
+from flows.commands.names import names
 from flows.commands.review import review_export, review_import
+from flows.commands.secure import secure
 from flows.commands.select import select
 from flows.commands.serve import serve
 from flows.commands.status import status
@@ -48,6 +50,7 @@ for command in (
     study,
     select,
     status,
+    names,
     export,
     datasets,
     promote,
@@ -57,6 +60,7 @@ for command in (
     train,
     doctor,
     serve,
+    secure,
     automations,
 ):
     app.command()(command)

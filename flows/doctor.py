@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.secure.exposure import exposures
+
 _PACKAGES = (
     "prefect", "dask", "distributed", "zarr", "torch", "transformers", "faiss-cpu", "faiss-gpu", "nibabel", "pydicom",
     "mlflow", "monai", "sam2",
@@ -27,6 +29,8 @@ def examine(console: Console) -> bool:
     table.add_row("Python", platform.python_version())
     for package in _PACKAGES:
         table.add_row(package, _version(package))
+    notes = exposures()
+    table.add_row("exposure", "\n".join(f"[yellow]note:[/] {note}" for note in notes) or "none to be seen here")
     sound = True
     for name, check in _CHECKS.items():
         started = time.perf_counter()

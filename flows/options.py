@@ -8,17 +8,30 @@ from typing import Annotated, Any
 import typer
 
 from rfss_core.errors import SettingsError
-from rfss_core.settings import LabelSettings, PresetName, PromotionPolicy, SegmenterName, Strategy
+from rfss_core.settings import (
+    CaseIds,
+    LabelSettings,
+    PresetName,
+    PrivacySettings,
+    PromotionPolicy,
+    SegmenterName,
+    Strategy,
+)
 
 
 def check_places(settings: LabelSettings) -> None:
     """Refuse unusable folders in a moment, before Prefect starts; begin the workspace, where the log will lie."""
-    from rfss_core.imaging import discover
+    from rfss_core.imaging import discover, open_pseudonyms
     from rfss_core.store import Workspace
+    from rfss_core.store.files import Files
     from rfss_core.store.lease import refuse_busy
+    from rfss_core.store.private import hold_identity
 
-    discover(settings.images, settings.labels, settings.imaging)
-    refuse_busy(Workspace.open(settings.workspace).files)
+    pseudonyms = open_pseudonyms(settings.privacy, workspace=Files(settings.workspace).root)
+    discover(settings.images, settings.labels, settings.imaging, pseudonyms)
+    files = Workspace.open(settings.workspace).files
+    hold_identity(files, pseudonyms)
+    refuse_busy(files)
 
 
 def filter_of(filters: list[str] | None, match: list[str] | None) -> dict[str, Any]:
@@ -90,6 +103,10 @@ SegmenterOption = Annotated[
 SupportSlices = Annotated[int | None, typer.Option("--support-slices", help="Use only so many support slices.")]
 PatientPattern = Annotated[
     str | None, typer.Option("--patient-pattern", help="Regular expression that finds the patient in a file name.")
+]
+CaseIdsOption = Annotated[
+    CaseIds | None,
+    typer.Option("--case-ids", help=described("case_ids", PrivacySettings) + " Default: plain."),
 ]
 Verify = Annotated[
     bool | None,

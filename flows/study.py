@@ -18,7 +18,7 @@ from flows.session import terminal_listener
 from flows.showing import put
 from rfss_core.errors import ExecutionError, RfssError
 from rfss_core.events import ChunkFailed, ChunkFinished, EventStream, StageFinished, StageStarted
-from rfss_core.imaging import discover
+from rfss_core.imaging import discover, open_pseudonyms
 from rfss_core.store.files import Files
 from rfss_core.study import Plan, PlannedRow, RowResult, StudySettings, plan_study
 from rfss_core.study.check import Checked, check_patients, check_plan
@@ -128,7 +128,7 @@ def prepare(settings: StudySettings, out: str, workspace: str | None = None) -> 
 
 def _prepare(plan: Plan) -> Checked:
     settings = plan.rows[0].settings
-    found = discover(settings.images, settings.labels, settings.imaging)
+    found = discover(settings.images, settings.labels, settings.imaging, open_pseudonyms(settings.privacy))
     check_patients(plan, [case.patient for case in found.cases if case.label is not None])
     with open_run(settings) as run:
         return check_plan(plan, ingest(run, labelled_only=True))

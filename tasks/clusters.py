@@ -12,6 +12,7 @@ from typing import Any
 import dask
 from dask.distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
 from distributed.deploy.cluster import Cluster
+from distributed.security import Security
 
 from rfss_core.errors import ExecutionError, NoDeviceError, RfssError, SettingsError
 from rfss_core.settings import ExecutionSettings
@@ -47,7 +48,8 @@ def open_client(settings: ExecutionSettings, cores: int) -> Iterator[Place]:
     Raises:
         ExecutionError: no scheduler answers, no worker comes, or the cluster does not start.
         NoDeviceError: no GPU for executor ``gpus``.
-        SettingsError: the cluster's class cannot be imported, or is none.
+        SettingsError: the cluster's class cannot be imported, or is none; or there is no certificate for a ``tls://``
+            address.
     """
     with ExitStack() as stack, dask.config.set(DRIVER_COUNTS_DEATHS):
         wait_s = WAIT_S
@@ -110,6 +112,9 @@ def gpu_cluster(devices: list[str]) -> SpecCluster:
 
     A worker holds one copy of the models. The resource ``GPU`` lets other users of the scheduler ask for it.
     """
+    security = Security()
+    # As LocalCluster chooses for itself.
+    protocol = "tls://" if security.require_encryption else "tcp://"
     workers = {
         position: {
             "cls": Nanny,
@@ -118,13 +123,23 @@ def gpu_cluster(devices: list[str]) -> SpecCluster:
                 "resources": {"GPU": 1},
                 "env": {"CUDA_VISIBLE_DEVICES": device},
                 "host": LOOPBACK,
+                "protocol": protocol,
+                "security": security,
                 "silence_logs": 50,
             },
         }
         for position, device in enumerate(devices)
     }
-    scheduler = {"cls": Scheduler, "options": {"host": LOOPBACK, "dashboard_address": f"{LOOPBACK}:0"}}
-    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=50, name="rfss-gpus")
+    scheduler = {
+        "cls": Scheduler,
+        "options": {
+            "host": LOOPBACK,
+            "protocol": protocol,
+            "security": security,
+            "dashboard_address": f"{LOOPBACK}:0",
+        },
+    }
+    return SpecCluster(workers=workers, scheduler=scheduler, security=security, silence_logs=50, name="rfss-gpus")
 
 
 def described_cluster(settings: ClusterSettings, workers: int | None) -> Cluster:
@@ -171,12 +186,19 @@ def cluster_class(path: str) -> type[Cluster]:
 
 @contextmanager
 def _connected(place: Any) -> Iterator[Client]:
+    encrypted = isinstance(place, str) and place.startswith("tls://")
+    if encrypted and not Security().get_connection_args("client").get("ssl_context"):
+        raise SettingsError(
+            f"the Dask scheduler at '{place}' asks for a certificate, and none is configured; `rfss secure DIR` makes "
+            "one, `set -a; . DIR/client.env; set +a` names it to Dask"
+        )
     try:
         client = Client(place, timeout="15s")
     except (OSError, TimeoutError) as error:
-        raise ExecutionError(
-            f"no Dask scheduler answers at '{place}'; start one (`dask scheduler`) or use --executor local"
-        ) from error
+        why = "start one (`dask scheduler`) or use --executor local"
+        if encrypted:
+            why = "start one (`dask scheduler --protocol tls`), or use a certificate of its own authority"
+        raise ExecutionError(f"no Dask scheduler answers at '{place}'; {why}") from error
     with client:
         yield client
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ from rfss_core.datasets.origin import LATEST
 from rfss_core.datasets.reference import DatasetReference, is_folder
 from rfss_core.errors import InputError, InputNotFoundError, StoreError, UnreadableImageError
 from rfss_core.events import ChunkFinished, EventStream, StageFinished, StageStarted
-from rfss_core.imaging import CaseSource, discover, read_image
+from rfss_core.imaging import CaseSource, PrivateName, discover, read_image
 from rfss_core.imaging.case import REVIEWED_SOURCE, UNKNOWN
+from rfss_core.imaging.names import case_id
 from rfss_core.settings import ExportSettings
 from rfss_core.store import CaseRow, Workspace
 from rfss_core.store.files import Files
 from rfss_core.store.images import StoredCase
+from rfss_core.store.private import private_names
 from rfss_core.store.stages import read_table
 from tasks.quality_files import FOLDER as QUALITY
 
@@ -153,8 +155,28 @@ class DatasetContent:
         if self.settings.with_expert:
             taken = {entry.case for entry in manifest.entries}
             cases += [self._expert(row) for row in self._rows.values() if row.labelled and row.case_id not in taken]
+        meta = dict(manifest.meta)
+        if self.settings.original_names:
+            meta.pop("privacy", None)
+            cases = [self._renamed(case) for case in cases]
+        elif self.settings.format == "dicom-seg" and "privacy" in meta:
+            raise InputError(
+                "a DICOM segmentation object carries its patient's name and id by the standard, and this data set's "
+                "case ids are salted; add --original-names, or choose another format"
+            )
         ordered = tuple(sorted(cases, key=lambda case: case.id))
-        return ExportSet(manifest.name, manifest.digest, classes, ordered, ignore, manifest.meta)
+        return ExportSet(manifest.name, manifest.digest, classes, ordered, ignore, meta)
+
+    def _renamed(self, case: ExportCase) -> ExportCase:
+        known = self._private.get(case.id)
+        if known is None:
+            raise InputError(
+                f"workspace '{self._workspace.url}' does not say what case '{case.id}' stands for; run `rfss label` "
+                "again where its image is"
+            )
+        own = case_id(known.name)
+        entry = case.entry and replace(case.entry, case=own, name=known.name, patient=known.patient)
+        return replace(case, id=own, name=known.name, patient=known.patient, entry=entry)
 
     def _pseudo_labelled(self, case: PseudoLabelCase) -> ExportCase:
         self._workspace.url  # noqa: B018 - refuses a data set without a workspace
@@ -221,6 +243,10 @@ class DatasetContent:
         return workspace
 
     @cached_property
+    def _private(self) -> dict[str, PrivateName]:
+        return private_names(self._workspace.files)
+
+    @cached_property
     def _rows(self) -> dict[str, CaseRow]:
         return {row.case_id: row for row in self._workspace.manifest().rows()}
 
@@ -249,5 +275,5 @@ class DatasetContent:
 
     @cached_property
     def _sources(self) -> dict[str, CaseSource]:
-        found = discover(self._image_pattern, None, self.dataset.origin.settings)
+        found = discover(self._image_pattern, None, self.dataset.origin.settings, self.dataset.origin.pseudonyms)
         return {source.case_id: source for source in found.cases}

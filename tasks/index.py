@@ -169,7 +169,7 @@ def _support_table(run: Run, manifest: Manifest, support_cases: pd.DataFrame, cl
     settings = run.settings
     table = manifest.slices[manifest.slices["case_id"].isin(support_cases["case_id"])]
     table = table.merge(support_cases[["case_id", "patient", "pixel_digest", "label_digest"]], on="case_id")
-    table = table.merge(filter_columns(support_cases, settings.retrieval), on="case_id")
+    table = table.merge(filter_columns(support_cases, settings.retrieval, run.pseudonyms), on="case_id")
     table = table.sort_values(["case_id", "z"]).reset_index(drop=True)
     # The settings decide how stored pixels become a slice's values.
     imaging = settings.imaging.model_dump(mode="json")
@@ -205,4 +205,4 @@ def _metadata_digest(run: Run, manifest: Manifest) -> str:
     settings = run.settings.retrieval
     if not settings.filter.match:
         return ""
-    return digest_json(filter_columns(manifest.cases, settings).to_dict(orient="list"))
+    return digest_json(filter_columns(manifest.cases, settings, run.pseudonyms).to_dict(orient="list"))

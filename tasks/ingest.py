@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,16 +17,20 @@ from rfss_core.imaging import (
     Quarantined,
     discover,
     estimate_window,
+    hiding,
     read_image,
     read_label,
     source_digest,
 )
 from rfss_core.settings import ImagingSettings
 from rfss_core.store import Manifest, Review, Reviews, Workspace
+from rfss_core.store.private import hold_identity, keep_private
 from tasks.isolation import WORK_FAILED, Probe, Refusal
 from tasks.phases import Phases
 from tasks.run import STAGE_TASK, ChunkReport, Run
 from tasks.sources import log_changes
+
+log = logging.getLogger("rfss")
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def _ingest(job: IngestJob, unit: IngestUnit, source: CaseSource) -> ChunkReport
     phases = Phases()
     dependencies = digest_json([settings.model_dump(mode="json"), code_version("imaging")])
     try:
-        with phases.reading():
+        with phases.reading(), hiding(source):
             digest = source_digest(source)
     except CaseError as error:
         return _refused(source, error.reason, str(error))
@@ -109,7 +114,7 @@ def _ingest(job: IngestJob, unit: IngestUnit, source: CaseSource) -> ChunkReport
             return _refused(source, known.reason or CaseError.reason, known.message)
         return ChunkReport(source.case_id, 0)
     try:
-        with phases.reading():
+        with phases.reading(), hiding(source):
             volume = read_image(source, settings)
             label = None if source.label is None else read_label(source, volume.grid, settings)
             window = estimate_window(volume.pixels, settings)
@@ -140,10 +145,14 @@ def ingest(run: Run, labelled_only: bool = False, needs_labels: bool = True) -> 
     Raises:
         InputError: nothing to do: no image, no usable label.
         TooManyQuarantinedError: more of the input is unusable than the settings allow.
+        SettingsError: the workspace's case ids are of another kind, or of another salt.
     """
     settings = run.settings
     with run.stage("ingest") as stage:
-        found = discover(settings.images, settings.labels, settings.imaging)
+        hold_identity(run.workspace.files, run.pseudonyms)
+        found = discover(settings.images, settings.labels, settings.imaging, run.pseudonyms)
+        if found.private and not keep_private(run.workspace.files, found.private):
+            log.info("an object store keeps no names: what the case ids stand for, the salt and the images tell")
         for entry in found.quarantined:
             run.events.emit(CaseQuarantined(entry.name, entry.reason, entry.message, entry.case_id))
         reviews = {} if labelled_only else Reviews(run.workspace.files).all()

@@ -130,6 +130,8 @@ def publish(
         ]
         meta = {"fingerprint": mark, "preset": settings.preset, "settings": settings.scientific(), "k": index.k}
         meta["masks"] = masks.key
+        if run.pseudonyms is not None:
+            meta["privacy"] = {"case_ids": "salted", "salt": run.pseudonyms.fingerprint}
         # Beside the manifest, not in it: the same pseudo-labels are the same data set wherever their images lie.
         origin = {"images": settings.images if "://" in settings.images else os.path.abspath(settings.images)}  # noqa: PTH100
         files.write_bytes(f"{folder}/{ORIGIN}", (json.dumps(origin) + "\n").encode())

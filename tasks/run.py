@@ -21,7 +21,7 @@ from rfss_core.events import (
     StageFinished,
     StageStarted,
 )
-from rfss_core.imaging import Quarantined
+from rfss_core.imaging import Quarantined, open_pseudonyms
 from rfss_core.settings import LabelSettings
 from rfss_core.store import Workspace
 from tasks.execution import Executor, Failure
@@ -84,6 +84,8 @@ class Run:
         self.throughput = Throughput()
         """Figures of each stage."""
         events.subscribe(self.throughput)
+        self.pseudonyms = open_pseudonyms(settings.privacy, workspace=workspace.files.root)
+        """Of cases and patients; None with plain names."""
 
     def stage(self, name: str) -> Stage:
         """Open a stage; use it as a context manager."""

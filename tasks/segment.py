@@ -351,7 +351,7 @@ def _matched(run: Run, manifest: Manifest) -> dict[str, tuple[tuple[str, Scalar]
     names = settings.filter.match
     if not names:
         return {}
-    table = filter_columns(manifest.cases, settings)
+    table = filter_columns(manifest.cases, settings, run.pseudonyms)
     columns = unprefixed(table)
     values = [tuple((name, row[name]) for name in names) for row in columns.to_dict(orient="records")]
     return dict(zip(table["case_id"], values, strict=True))

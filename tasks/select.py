@@ -132,8 +132,10 @@ def _chosen(run: Run, slices: _Slices, core_set: CoreSet, worklist: Worklist) ->
 
 
 def _source_files(run: Run) -> dict[str, str]:
-    """Return the file of each case, the folder of a DICOM series."""
-    found = discover(run.settings.images, run.settings.labels, run.settings.imaging).cases
+    """Return the file of each case, the folder of a DICOM series; nothing where case ids are pseudonyms."""
+    found = discover(run.settings.images, run.settings.labels, run.settings.imaging, run.pseudonyms).cases
+    if run.pseudonyms is not None:
+        return dict.fromkeys((case.case_id for case in found), "")
     return {case.case_id: str(case.image if isinstance(case.image, Path) else case.image[0].parent) for case in found}
 
 

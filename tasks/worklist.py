@@ -28,7 +28,7 @@ class ChosenSlice(_Part):
     slice_id: str
     patient: str
     source: str
-    """File of the case; the folder of a DICOM series."""
+    """File of the case; the folder of a DICOM series. Empty with salted case ids: `rfss names` tells it."""
     source_axis: int
     """Axis of the source's array, from 0, that the slice is one position of."""
     source_slice: int

@@ -212,14 +212,16 @@ class Cluster:
     Args:
         folder: for the workers' files and what both say.
         workers: number of worker processes.
+        protocol: ``tcp``, or ``tls`` with certificates of the environment.
     """
 
-    def __init__(self, folder: Path, workers: int) -> None:
+    def __init__(self, folder: Path, workers: int, protocol: str = "tcp") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._workers = workers
         self._port = free_port()
-        self.address = f"tcp://127.0.0.1:{self._port}"
+        self._protocol = protocol
+        self.address = f"{protocol}://127.0.0.1:{self._port}"
         self.parts: dict[str, psutil.Popen] = {}
 
     def ensure(self) -> None:
@@ -227,7 +229,7 @@ class Cluster:
         scheduler = self.parts.get("scheduler")
         if scheduler is None or scheduler.poll() is not None:
             self.stop()
-            options = ["--host", "127.0.0.1", "--port", str(self._port), "--no-dashboard"]
+            options = ["--protocol", self._protocol, "--host", "127.0.0.1", "--port", str(self._port), "--no-dashboard"]
             self._start("scheduler", "distributed.cli.dask_scheduler", *options)
         worker = self.parts.get("workers")
         if worker is None or worker.poll() is not None:

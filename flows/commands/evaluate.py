@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.options import (
+    CaseIdsOption,
     Config,
     ExecutorName,
     Filters,
@@ -55,6 +56,7 @@ def evaluate(
     ] = None,
     config: Config = None,
     patient_pattern: PatientPattern = None,
+    case_ids: CaseIdsOption = None,
     verify: Verify = None,
     verbose: Verbose = False,
 ) -> None:
@@ -79,6 +81,7 @@ def evaluate(
                 },
                 "segmentation": {"segmenter": segmenter, "points": points},
                 "imaging": {"patient_pattern": patient_pattern},
+                "privacy": {"case_ids": case_ids},
             },
             config,
         )

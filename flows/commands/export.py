@@ -41,6 +41,9 @@ def export(
     dataset_id: Annotated[
         int | None, typer.Option("--dataset-id", help=described("dataset_id", ExportSettings))
     ] = None,
+    original_names: Annotated[
+        bool, typer.Option("--original-names", help=described("original_names", ExportSettings))
+    ] = False,
     images: Annotated[
         str | None,
         typer.Option("--images", help="dicom-seg: folder of the series that were labelled. Default: where they were."),
@@ -65,6 +68,7 @@ def export(
             "with_expert": with_expert,
             "held_out_as_test": held_out_as_test,
             "dataset_id": dataset_id,
+            "original_names": original_names,
         },
         concepts,
     )

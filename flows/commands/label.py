@@ -7,6 +7,7 @@ import typer
 
 from flows.exit_codes import GATE_FAILED
 from flows.options import (
+    CaseIdsOption,
     Config,
     DatasetName,
     ExecutorName,
@@ -55,6 +56,7 @@ def label(
     segmenter: SegmenterOption = None,
     support_slices: SupportSlices = None,
     patient_pattern: PatientPattern = None,
+    case_ids: CaseIdsOption = None,
     verify: Verify = None,
     verbose: Verbose = False,
 ) -> None:
@@ -80,6 +82,7 @@ def label(
             },
             "segmentation": {"segmenter": segmenter},
             "imaging": {"patient_pattern": patient_pattern},
+            "privacy": {"case_ids": case_ids},
         },
         config,
     )

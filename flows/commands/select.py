@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.options import (
+    CaseIdsOption,
     Config,
     ExecutorName,
     Images,
@@ -20,6 +21,7 @@ from flows.options import (
     check_places,
     described,
 )
+from rfss_core.errors import SettingsError
 from rfss_core.settings import Objective, SelectionSettings, SelectSettings, load_settings
 
 
@@ -46,6 +48,7 @@ def select(
     config: Config = None,
     seed: Seed = None,
     patient_pattern: PatientPattern = None,
+    case_ids: CaseIdsOption = None,
     verify: Verify = None,
     verbose: Verbose = False,
 ) -> None:
@@ -64,10 +67,13 @@ def select(
             "execution": {"executor": executor, "verify": verify},
             "selection": {"n": n, "objective": objective, "per_patient": per_patient},
             "imaging": {"patient_pattern": patient_pattern},
+            "privacy": {"case_ids": case_ids},
         },
         config,
         SelectSettings,
     )
+    if settings.privacy.case_ids == "salted" and not settings.workspace:
+        raise SettingsError("salted case ids need --workspace: only there stands what they mean (`rfss names`)")
     place = out or output_folder(settings.workspace)
     with with_workspace(settings) as complete:
         check_places(complete)

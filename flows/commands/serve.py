@@ -44,6 +44,10 @@ def serve(
     automations: Annotated[
         bool, typer.Option(help="Set up the automations: promoted data set trains the student, alerts, zombie runs.")
     ] = True,
+    secure: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `rfss secure`: passwords for both servers. Default: secure/ in the home."),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Only say whether the service of this folder is ready.")
     ] = False,
@@ -51,12 +55,16 @@ def serve(
     """Start (or find) Prefect and MLflow on this machine, register the deployments, and run what is asked of them."""
     from rich.console import Console
 
-    from flows.service.deployments import Nightly
     from flows.service.home import Home
+
+    folder = Home(home)
+    guarded = use_passwords(secure, folder.folder)
+
+    # Prefect reads its settings when it is imported.
+    from flows.service.deployments import Nightly
     from rfss_core.settings import load_settings
 
     console = Console(highlight=False, soft_wrap=True)
-    folder = Home(home)
     if check:
         from flows.service.service import is_ready
 
@@ -77,7 +85,7 @@ def serve(
     with stop_signals() as told:
         began = time.monotonic()
         console.print(f"starting in '{folder.folder}' (logs: '{folder.logs}') ...")
-        service = Service(ServiceSettings(folder, host, port, mlflow_port, limit, plan, metrics_port))
+        service = Service(ServiceSettings(folder, host, port, mlflow_port, limit, plan, metrics_port, guarded))
         try:
             where = service.addresses
             if automations:
@@ -98,6 +106,31 @@ def serve(
             console.print("stopping ...")
             service.stop()
     console.print("stopped; databases and logs stay where they are")
+
+
+def use_passwords(secure: Path | None, home: Path) -> bool:
+    """Put the passwords and certificates of a folder of `rfss secure` into the environment, and say whether there are.
+
+    Args:
+        secure: the folder; None: ``secure`` in the home, where that is one.
+        home: of the service.
+
+    Raises:
+        InputNotFoundError: the folder that was named holds no passwords.
+        SettingsError: others may read them, or MLflow's extra for passwords is not installed.
+    """
+    from importlib.util import find_spec
+
+    from flows.secure.folder import SecureFolder
+    from rfss_core.errors import SettingsError
+
+    place = SecureFolder(secure or home / "secure")
+    if secure is None and not place.exists:
+        return False
+    os.environ.update(place.environment())
+    if find_spec("flask_wtf") is None:
+        raise SettingsError("MLflow's passwords need Flask-WTF; run `pip install 'rfss[auth]'`")
+    return True
 
 
 def local_timezone() -> str:

@@ -117,10 +117,10 @@ def _shared(folder: Path | None, config: Path | None) -> dict[str, Any]:
 def _check_folders(plan: Any) -> None:
     """Refuse unusable folders and too few patients in a moment, before Prefect starts."""
     from flows.options import check_places
-    from rfss_core.imaging import discover
+    from rfss_core.imaging import discover, open_pseudonyms
     from rfss_core.study.check import check_patients
 
     settings = plan.rows[0].settings
-    found = discover(settings.images, settings.labels, settings.imaging)
+    found = discover(settings.images, settings.labels, settings.imaging, open_pseudonyms(settings.privacy))
     check_patients(plan, [case.patient for case in found.cases if case.label is not None])
     check_places(settings)

@@ -83,12 +83,13 @@ class Guarded:
 
 def prefect_answers(api: str) -> bool:
     """Return whether a Prefect server's API is at this address (``http://host:port/api``)."""
-    return _answers(f"{api}/health") and _text(f"{api}/admin/version") is not None
+    return _answers(f"{api}/health") and _text(f"{api}/admin/version", "PREFECT_API_AUTH_STRING") is not None
 
 
 def mlflow_answers(address: str) -> bool:
     """Return whether an MLflow server is at this address."""
-    return _text(f"{address}/health") == "OK" and _text(f"{address}/version") is not None
+    known = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    return _text(f"{address}/health") == "OK" and _text(f"{address}/version", *known) is not None
 
 
 def is_free(host: str, port: int) -> bool:
@@ -126,10 +127,12 @@ def _answers(url: str) -> bool:
     return _text(url) is not None
 
 
-def _text(url: str) -> str | None:
+def _text(url: str, *credentials: str) -> str | None:
+    """Return what an address answers, with the credentials that variables of the environment hold."""
+    user, _, password = ":".join(os.environ.get(name, "") for name in credentials).partition(":")
     try:
         # No proxy of the environment stands between two processes of one machine.
-        answer = httpx.get(url, timeout=ANSWER_S, trust_env=False)
+        answer = httpx.get(url, timeout=ANSWER_S, trust_env=False, auth=(user, password) if user else None)
     except httpx.HTTPError:
         return None
     return answer.text.strip() if answer.is_success else None

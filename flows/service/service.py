@@ -15,6 +15,7 @@ from typing import Any
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.secure.exposure import is_loopback
 from flows.service.deployments import SERVED, Nightly
 from flows.service.home import Addresses, Home
 from flows.service.metrics import served_metrics
@@ -24,7 +25,6 @@ from rfss_core.errors import ExecutionError, SettingsError
 from rfss_core.settings.observability import FOLDER_VARIABLE
 
 START_S = 300.0
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class ServiceSettings:
     nightly: Nightly = field(default_factory=Nightly)
     metrics_port: int | None = None
     """Port of the metrics of all runs; None: they are not served."""
+    secure: bool = False
+    """The environment holds passwords of both servers (:mod:`flows.secure.folder`)."""
 
 
 class Service:
@@ -92,10 +94,10 @@ class Service:
         settings.nightly.schedule(active=False)
         mlflow, ui = _address(settings.host, settings.mlflow_port), _address(settings.host, settings.port)
         api = f"{ui}/api"
-        if settings.host not in LOOPBACK and not os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        if not (is_loopback(settings.host) or settings.secure):
             raise SettingsError(
-                f"--host {settings.host} would let everyone in that network start runs on this machine: set "
-                "PREFECT_SERVER_API_AUTH_STRING and PREFECT_API_AUTH_STRING to user:password, or stay on 127.0.0.1"
+                f"--host {settings.host} would let everyone in that network start runs on this machine and read "
+                "MLflow: make passwords with `rfss secure DIR` and give --secure DIR, or stay on 127.0.0.1"
             )
         metrics = None
         if settings.metrics_port is not None:
@@ -142,6 +144,7 @@ class Service:
             "-m", "mlflow", "server", "--host", settings.host, "--port", str(settings.mlflow_port), "--workers", "1",
             "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
             "--artifacts-destination", (folder / "mlflow-artifacts").as_uri(),
+            *(["--app-name", "basic-auth"] if self._settings.secure else []),
         ]  # fmt: skip
         return self._guarded("mlflow", command, {})
 

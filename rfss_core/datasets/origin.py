@@ -15,8 +15,8 @@ import numpy.typing as npt
 from rfss_core.datasets.manifest import DatasetEntry, DatasetManifest
 from rfss_core.digest import digest_array
 from rfss_core.errors import CorruptStoreError, InputError, StoreError
-from rfss_core.imaging import CaseSource, discover, source_digest
-from rfss_core.settings import ImagingSettings
+from rfss_core.imaging import CaseSource, Pseudonyms, discover, open_pseudonyms, source_digest
+from rfss_core.settings import ImagingSettings, PrivacySettings
 from rfss_core.store import Workspace
 from rfss_core.store.files import Files
 from rfss_core.store.images import StoredCase
@@ -87,6 +87,20 @@ class Origin:
         return ImagingSettings.model_validate({**known, "empty_labels": "keep"})
 
     @cached_property
+    def pseudonyms(self) -> Pseudonyms | None:
+        """Those of the data set's cases, by the salt of whoever reads it; None with plain names.
+
+        Raises:
+            InputNotFoundError: the salt is not here.
+            SettingsError: it is another one.
+        """
+        said = self.manifest.meta.get("privacy")
+        if not said:
+            return None
+        settings = PrivacySettings(case_ids="salted")
+        return open_pseudonyms(settings, create=False, expected=str(said.get("salt", "")))
+
+    @cached_property
     def workspace(self) -> Workspace | None:
         """The workspace that holds the data set's folder; None where the folder lies elsewhere, as a copy does."""
         parts = self.manifest.folder.rstrip("/").rsplit("/", 2)
@@ -119,7 +133,7 @@ class Origin:
         if self.image_pattern is None:
             return {}
         wanted = {entry.case for entry in self.manifest.entries}
-        found = discover(self.image_pattern, None, self.settings).cases
+        found = discover(self.image_pattern, None, self.settings, self.pseudonyms).cases
         return {source.case_id: source for source in found if source.case_id in wanted}
 
     def stored(self, entry: DatasetEntry) -> StoredCase | None:

@@ -35,6 +35,8 @@ class CaseSource:
     """DICOM BodyPartExamined (``HEART``, ``CHEST``, ...), else ``unknown``."""
     label_source: str = EXPERT_SOURCE
     """Where ``label`` comes from: ``expert``, or ``reviewed`` for a corrected pseudo-label."""
+    hidden: tuple[str, ...] = ()
+    """Name and patient that ``case_id``, ``name`` and ``patient`` are pseudonyms of; empty with plain names."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,21 @@ class Quarantined:
 
 
 @dataclass(frozen=True)
+class PrivateName:
+    """What a pseudonym stands for; see :mod:`rfss_core.imaging.pseudonyms`."""
+
+    id: str
+    """Of a case, or of a file that became none."""
+    name: str
+    patient: str
+    image: str = ""
+    """File of the case; the folder of a DICOM series."""
+    label: str = ""
+    message: str = ""
+    """Why the file was set aside, with its names."""
+
+
+@dataclass(frozen=True)
 class Discovery:
     """What :func:`rfss_core.imaging.discover` found: every file is in exactly one of the three lists."""
 
@@ -65,3 +82,5 @@ class Discovery:
     """Sorted by name."""
     ignored: list[str]
     """Relative paths of hidden files and of files that are no images (``labels:`` before those of the labels)."""
+    private: tuple[PrivateName, ...] = ()
+    """What the pseudonyms stand for; empty with plain names."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 import warnings
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from rfss_core.imaging.limits import check_voxels
 from rfss_core.imaging.nifti import header_geometry
 from rfss_core.settings import ImagingSettings
 
+# Its remarks may quote elements; what is wrong with a file, our own errors say.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 _IDENTITY = ["SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "Modality", "BodyPartExamined", "PatientID", "Rows"]
 """All that discovery ever reads of a file."""
 _GEOMETRY = [

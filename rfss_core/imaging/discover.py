@@ -19,6 +19,7 @@ from rfss_core.imaging.names import (
     pairing_key,
     stem,
 )
+from rfss_core.imaging.pseudonyms import Pseudonyms
 from rfss_core.imaging.search import Found, search
 from rfss_core.settings import ImagingSettings
 
@@ -44,7 +45,9 @@ class _Label:
     message: str = ""
 
 
-def discover(images: str, labels: str | None, settings: ImagingSettings) -> Discovery:
+def discover(
+    images: str, labels: str | None, settings: ImagingSettings, pseudonyms: Pseudonyms | None = None
+) -> Discovery:
     """Find the cases under ``images`` and pair them with the label maps under ``labels``.
 
     Names pair by relative path without extension; a label may carry ``_gt``, ``_seg``, ``_label``, ``_mask`` or
@@ -56,6 +59,7 @@ def discover(images: str, labels: str | None, settings: ImagingSettings) -> Disc
         images: folder (searched recursively), file or glob: NIfTI, DICOM, PNG, TIFF, JPEG.
         labels: folder, file or glob of NIfTI, PNG or TIFF label maps. None: no case has a label.
         settings: ``patient_pattern`` is read.
+        pseudonyms: stand in for all names that are below the two folders. None: names stay as they are.
 
     Returns:
         Cases sorted by name; what was set aside, and why; what was ignored. Every file is in one of the three.
@@ -82,15 +86,18 @@ def discover(images: str, labels: str | None, settings: ImagingSettings) -> Disc
             "RFSS needs a few labelled cases to retrieve from"
         )
     cases = _pair(candidates, maps, settings, quarantined)
+    cases.sort(key=lambda case: case.name)
+    quarantined.sort(key=lambda entry: (entry.name, entry.reason))
+    found = Discovery(cases, quarantined, sorted(ignored))
+    if pseudonyms is not None:
+        found = pseudonyms.hide(found)
     if maps and not any(case.label for case in cases):
-        why = f"; first problem: {quarantined[0].message}" if quarantined else ""
+        why = f"; first problem: {found.quarantined[0].message}" if quarantined else ""
         raise InputError(
             f"none of the {len(maps)} labels in '{labels}' belongs to any of the {len(candidates)} images "
             f"in '{images}'; give both the same name (CASE.nii.gz and CASE.nii.gz){why}"
         )
-    cases.sort(key=lambda case: case.name)
-    quarantined.sort(key=lambda entry: (entry.name, entry.reason))
-    return Discovery(cases, quarantined, sorted(ignored))
+    return found
 
 
 def _separate(images: Found, labels: Found) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from rfss_core.settings import ImagingSettings
 TIFF_SUFFIXES = (".tif", ".tiff")
 _GREY = {"1", "L", "I;16", "I;16B", "I;16L", "I", "F"}
 _COLOURS = {"RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "PA"}
+# Its remarks name files; what is wrong with one, our own errors say.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, MemoryError)
 """What Pillow and tifffile raise on damaged files (Pillow's PNG reader raises SyntaxError)."""
 

@@ -8,6 +8,7 @@ from typing import get_args
 import pandas as pd
 
 from rfss_core.errors import InputNotFoundError, SettingsError
+from rfss_core.imaging import Pseudonyms
 from rfss_core.settings import RetrievalSettings
 from rfss_core.settings.retrieval import LabelSource
 
@@ -32,12 +33,13 @@ PREFIX = "metadata."
 """Before the names of columns of metadata in a table of slices."""
 
 
-def case_metadata(cases: pd.DataFrame, table: str | None) -> pd.DataFrame:
+def case_metadata(cases: pd.DataFrame, table: str | None, pseudonyms: Pseudonyms | None = None) -> pd.DataFrame:
     """Return what filters may ask about cases.
 
     Args:
         cases: the manifest's cases.
         table: the user's CSV file, see :func:`read_table`; None: there is none.
+        pseudonyms: that the cases have; the table names them plainly.
 
     Returns:
         One row a case, in the cases' order, with :data:`COLUMNS`, ``label_source`` (``expert`` or ``reviewed`` for a
@@ -54,9 +56,15 @@ def case_metadata(cases: pd.DataFrame, table: str | None) -> pd.DataFrame:
     ]
     if table is None:
         return known
-    given = read_table(table)
+    given = read_table(table, private=pseudonyms is not None)
     key = str(given.index.name)
-    own = given.reindex(known[key].astype(str)).fillna("").reset_index(drop=True)
+    keys = known[key].astype(str)
+    if pseudonyms is not None and key == "patient":
+        given.index = given.index.map(pseudonyms.patient)
+    elif pseudonyms is not None:
+        # The table does not say whose the case is, and the second half of a case's pseudonym does not depend on it.
+        given.index, keys = given.index.map(pseudonyms.case_part), keys.str.rpartition("_")[2]
+    own = given.reindex(keys).fillna("").reset_index(drop=True)
     for name in own.columns:
         if name in GIVEN:
             known[name] = [new or old for new, old in zip(own[name], known[name], strict=True)]
@@ -70,11 +78,12 @@ def case_metadata(cases: pd.DataFrame, table: str | None) -> pd.DataFrame:
     return known
 
 
-def read_table(path: str) -> pd.DataFrame:
+def read_table(path: str, *, private: bool = False) -> pd.DataFrame:
     """Read the user's table: CSV with a column ``name`` or ``patient``, and any others.
 
     Args:
         path: of the file.
+        private: errors quote nothing of it.
 
     Returns:
         Text columns, by name or patient.
@@ -97,7 +106,10 @@ def read_table(path: str) -> pd.DataFrame:
         )
     repeated = table.loc[table[keys[0]].duplicated(), keys[0]]
     if len(repeated):
-        raise SettingsError(f"metadata file '{path}' lists {keys[0]} '{repeated.iloc[0]}' more than once; keep one row")
+        what = f"a {keys[0]}" if private else f"{keys[0]} '{repeated.iloc[0]}'"
+        raise SettingsError(
+            f"metadata file '{path}' lists {what} more than once (row {int(repeated.index[0]) + 2}); keep one row"
+        )
     sources = set(table.get("label_source", pd.Series(dtype=str))) - {*get_args(LabelSource), ""}
     if sources:
         raise SettingsError(
@@ -106,12 +118,15 @@ def read_table(path: str) -> pd.DataFrame:
     return table.set_index(keys[0])
 
 
-def filter_columns(cases: pd.DataFrame, settings: RetrievalSettings) -> pd.DataFrame:
+def filter_columns(
+    cases: pd.DataFrame, settings: RetrievalSettings, pseudonyms: Pseudonyms | None = None
+) -> pd.DataFrame:
     """Return what the settings' filter looks at.
 
     Args:
         cases: the manifest's cases.
         settings: the filter, and the user's table.
+        pseudonyms: that the cases have.
 
     Returns:
         ``case_id`` and, with :data:`PREFIX` before their names, the filter's columns; one row a case, in the cases'
@@ -122,7 +137,7 @@ def filter_columns(cases: pd.DataFrame, settings: RetrievalSettings) -> pd.DataF
         SettingsError: the table cannot be used, or neither it nor the manifest has a column that the filter names.
     """
     wanted = [name for name in settings.filter.columns if name != "id"]
-    known = case_metadata(cases, settings.metadata)
+    known = case_metadata(cases, settings.metadata, pseudonyms)
     for name in wanted:
         if name not in known:
             raise SettingsError(

@@ -28,6 +28,8 @@ from rfss_core.settings.observability import LogFormat as LogFormat
 from rfss_core.settings.observability import LogLevel as LogLevel
 from rfss_core.settings.observability import LogSettings as LogSettings
 from rfss_core.settings.observability import ObservabilitySettings as ObservabilitySettings
+from rfss_core.settings.privacy import CaseIds as CaseIds
+from rfss_core.settings.privacy import PrivacySettings as PrivacySettings
 from rfss_core.settings.promotion import PromotionPolicy as PromotionPolicy
 from rfss_core.settings.promotion import PromotionSettings as PromotionSettings
 from rfss_core.settings.quality import QualitySettings as QualitySettings
@@ -95,6 +97,9 @@ class LabelSettings(SettingsModel):
     alerts: AlertSettings = Field(
         default_factory=AlertSettings, description="When a run tells Prefect that quality drifts."
     )
+    privacy: PrivacySettings = Field(
+        default_factory=PrivacySettings, description="What cases and patients are called wherever they are named."
+    )
     execution: ExecutionSettings = Field(default_factory=ExecutionSettings, description="Where chunks run.")
     observability: ObservabilitySettings = Field(
         default_factory=ObservabilitySettings, description="Where the run's metrics can be read."
@@ -111,6 +116,7 @@ class LabelSettings(SettingsModel):
             "promotion",
             "selection",
             "alerts",
+            "privacy",
             "execution",
             "observability",
         ]

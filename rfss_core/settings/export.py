@@ -31,6 +31,9 @@ class ExportSettings(SettingsModel):
     dataset_id: int | None = Field(
         None, ge=1, le=999, description="nnU-Net's number of the data set. Default: the first free one from 501."
     )
+    original_names: bool = Field(
+        False, description="Of a workspace with salted case ids: export the names that they stand for."
+    )
     concepts: dict[str, tuple[str, str, str]] = Field(
         default_factory=dict,
         description="DICOM-SEG: class name to (code value, coding scheme, meaning). Default: a built-in table.",

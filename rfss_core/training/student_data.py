@@ -17,7 +17,7 @@ from rfss_core.errors import InputError
 from rfss_core.imaging import discover
 from rfss_core.imaging.case import REVIEWED_SOURCE
 from rfss_core.quality import SplitCase, refuse_leak, split_cases, split_patients, with_reviewed
-from rfss_core.settings import ImagingSettings, StudentSettings
+from rfss_core.settings import StudentSettings
 from rfss_core.store import Manifest
 from rfss_core.training.expert_case import ExpertCase
 from rfss_core.training.labelled import Provenance
@@ -118,7 +118,7 @@ def gather(dataset: PseudoLabelSet, settings: StudentSettings) -> StudentData:
     pseudo = dataset.cases(settings.decisions)
     # Read as the labelling run read its images: a patient must have one name on both sides.
     own = settings.images is not None
-    experts = _own_cases(settings, dataset.origin.settings) if own else _workspace_cases(dataset)
+    experts = _own_cases(settings, dataset) if own else _workspace_cases(dataset)
     if not experts:
         raise InputError(
             f"no expert's case is within reach of data set '{dataset}'; name the labelled images and their labels with "
@@ -237,9 +237,10 @@ def _workspace_cases(dataset: PseudoLabelSet) -> list[ExpertCase]:
     return sorted(found, key=lambda case: case.id)
 
 
-def _own_cases(settings: StudentSettings, imaging: ImagingSettings) -> list[ExpertCase]:
+def _own_cases(settings: StudentSettings, dataset: PseudoLabelSet) -> list[ExpertCase]:
+    imaging = dataset.origin.settings
     assert settings.images is not None
-    found = discover(settings.images, settings.labels, imaging)
+    found = discover(settings.images, settings.labels, imaging, dataset.origin.pseudonyms)
     return [
         ExpertCase.of(case, imaging)
         for case in sorted(found.cases, key=lambda case: case.case_id)

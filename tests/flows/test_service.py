@@ -254,7 +254,7 @@ def test_a_second_service_and_a_taken_port_are_one_line_each(service: ServiceUnd
     for options, said in (
         (("--cron", "soon"), "'soon' is not a cron expression"),
         (("--timezone", "Mars/Olympus"), "time zone 'Mars/Olympus' is not known"),
-        (("--host", "0.0.0.0"), "PREFECT_SERVER_API_AUTH_STRING"),
+        (("--host", "0.0.0.0"), "rfss secure"),
         (("--check",), "no service runs in"),
     ):
         refused = serve("--home", str(tmp_path / "home"), *options)

@@ -14,13 +14,17 @@ from pythonjsonlogger.json import JsonFormatter
 from rfss_core.events import Event
 from tasks.log_context import CONTEXT_FIELDS
 
-UNTOLD = ("name", "message", "predicted_dice")
-"""Fields of events that no line carries: they may name a patient, or are as many as there are cases."""
+UNTOLD = ("name", "message", "case_id", "predicted_dice")
+"""Fields of events that no line carries as they are: they may name a patient, or are as many as there are cases."""
 EVENT_FIELDS = tuple(
     dict.fromkeys(part.name for kind in Event.__subclasses__() for part in fields(kind) if part.name not in UNTOLD)
 )
 """What a line about an event carries besides."""
-LINE_FIELDS = ("time", "level", "logger", "message", *CONTEXT_FIELDS, "event", *EVENT_FIELDS, "code", "exc_info")
+LINE_FIELDS = tuple(
+    dict.fromkeys(
+        ("time", "level", "logger", "message", *CONTEXT_FIELDS, "event", *EVENT_FIELDS, "code", "exc_info"),
+    )
+)
 """All fields that a JSON line can have, in this order; one that does not apply is left out."""
 
 
@@ -60,6 +64,6 @@ def event_fields(event: Event) -> dict[str, Any]:
     """Return what a line about an event carries: ``event``, its type, and its fields but :data:`UNTOLD`."""
     told = {part.name: getattr(event, part.name) for part in fields(event) if part.name not in UNTOLD}
     kind = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in type(event).__name__)
-    if case_id := told.pop("case_id", None):
+    if case_id := getattr(event, "case_id", ""):
         told["case"] = [case_id]
     return {"event": kind.removeprefix("_"), **told}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rfss_core.errors import InputError, SettingsError
@@ -32,10 +32,10 @@ VALUES = st.one_of(st.integers(), st.floats(), st.booleans(), TEXT, st.none(), s
 
 
 @contextmanager
-def kept_lines(settings: LogSettings) -> Iterator[Path]:
-    assert settings.file is not None
-    with open_logs(settings):
-        yield settings.file
+def kept_lines(how: LogSettings) -> Iterator[Path]:
+    assert how.file is not None
+    with open_logs(how):
+        yield how.file
 
 
 def parsed(text: str) -> list[dict[str, Any]]:
@@ -45,6 +45,7 @@ def parsed(text: str) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
 
 
+@settings(deadline=None)
 @given(TEXT, st.dictionaries(st.sampled_from(["slices", "read_s", "dice", "stage", "seconds", "secret"]), VALUES))
 @example('quote " backslash \\ line\nbreak \u2028 é', {"read_s": math.nan, "dice": {"mean": math.inf}})
 def test_every_record_is_one_line_of_json_with_our_fields_alone(message: str, extra: dict[str, Any]) -> None:
@@ -64,6 +65,7 @@ def test_every_record_is_one_line_of_json_with_our_fields_alone(message: str, ex
 
 
 @pytest.mark.parametrize("format_", ["json", "text"])
+@settings(deadline=None, max_examples=50)
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=30))
 @example("Müller, Jürgen's scan (1)")
 @example('O"Brien')

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -55,6 +55,7 @@ def value(metrics: RunMetrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(f"rfss_{name}", {"flow": "label-dataset", "dataset": "hearts", **labels})
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.lists(EVENTS, max_size=40))
 def test_metrics_add_up_to_the_events(events: list[Event]) -> None:
     metrics = heard(*(StageStarted(stage, 50, 3) for stage in ("ingest", "embed", "segment")), *events)
@@ -104,8 +105,8 @@ def test_quality() -> None:
 def test_served_while_the_run_lasts_and_kept_in_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="rfss")
     metrics = heard(StageStarted("embed", 2, 0))
-    settings = ObservabilitySettings(metrics_port=0, metrics_folder=str(tmp_path / "deep"))
-    with exported(metrics.registry, settings, "rfss-x.prom"):
+    wanted = ObservabilitySettings(metrics_port=0, metrics_folder=str(tmp_path / "deep"))
+    with exported(metrics.registry, wanted, "rfss-x.prom"):
         address = caplog.messages[-1].removeprefix("metrics at ")
         metrics(ChunkFinished("embed", "c", 5, 0, 0, 0))
         answer = httpx.get(address, trust_env=False)
@@ -124,8 +125,8 @@ def test_what_cannot_be_served_or_written_costs_the_metrics_alone(
     (tmp_path / "file").write_text("")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        settings = ObservabilitySettings(metrics_port=port, metrics_folder=str(tmp_path / "file"))
-        with exported(heard().registry, settings, "x.prom"):
+        wanted = ObservabilitySettings(metrics_port=port, metrics_folder=str(tmp_path / "file"))
+        with exported(heard().registry, wanted, "x.prom"):
             pass
         assert f"port {port} cannot be used" in caplog.text
         assert "RFSS_METRICS_PORT" in caplog.text

@@ -71,8 +71,13 @@ def command_session(workspace: str, verbose: bool) -> Iterator[Console]:
     log_file = Workspace.open(workspace).files.local_path(LOG)
     # Prefect prints a traceback for a gate that failed; the command prints one line instead.
     hush_consoles()
-    # A server that goes away is one line of ours; its client's background services would say it on and on.
-    logging.getLogger("prefect._internal").setLevel(logging.CRITICAL + 1)
+    # A server that goes away is one line of ours; its client's background services would say it on and on, to the
+    # end of the process. Prefect's internal loggers ask a setting instead of their level, their handler does not.
+    for handler in logging.getLogger("prefect._internal").handlers:
+        handler.setLevel(logging.CRITICAL + 1)
+    logging.getLogger("prefect.events.clients").setLevel(logging.CRITICAL + 1)
+    logging.getLogger("EventsWorker").setLevel(logging.CRITICAL + 1)
+    logging.raiseExceptions = False
     # Other libraries' notes to their developers belong into the log, not before a user's eyes.
     logging.captureWarnings(capture=True)
     logging.getLogger("py.warnings").propagate = False

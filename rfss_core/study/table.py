@@ -72,6 +72,13 @@ class Verdict:
     """Standard error over the patients (a patient that several seeds test counts once)."""
     pairs: int
     holds: bool
+    """Whether the mean difference is above what is claimed."""
+    shown: bool = False
+    """Whether it is so by two standard errors at least."""
+
+    def answer(self) -> str:
+        """Return what a table says."""
+        return ("yes" if self.shown else "in the mean only") if self.holds else "**no**"
 
 
 def lines_of(study: StudySettings, rows: Sequence[RowResult]) -> list[Line]:
@@ -134,7 +141,9 @@ def judge(claim: Claim, rows: Sequence[RowResult]) -> Verdict:
         patients.setdefault(patient, []).append(value)
     means = [statistics.fmean(values) for values in patients.values()]
     error = statistics.stdev(means) / len(means) ** 0.5 if len(means) > 1 else None
-    return Verdict(claim, difference, error, len(pairs), difference > claim.by)
+    holds = difference > claim.by
+    shown = holds and error is not None and difference - claim.by >= 2 * error
+    return Verdict(claim, difference, error, len(pairs), holds, shown)
 
 
 def markdown(study: StudySettings, lines: Sequence[Line], verdicts: Sequence[Verdict]) -> str:
@@ -165,7 +174,7 @@ def markdown(study: StudySettings, lines: Sequence[Line], verdicts: Sequence[Ver
                 NOT_KNOWN if verdict.difference is None else f"{verdict.difference:+.3f}",
                 number(verdict.error),
                 str(verdict.pairs),
-                "yes" if verdict.holds else "**no**",
+                verdict.answer(),
             ]
             for verdict in verdicts
         ]

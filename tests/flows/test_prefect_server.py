@@ -7,9 +7,11 @@ import datetime as dt
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 from cohorts import write_cohort
 from prefect.client.orchestration import get_client
 from prefect.server.schemas.schedules import CronSchedule
@@ -20,13 +22,15 @@ from prefect.settings import (
     PREFECT_SERVER_API_AUTH_STRING,
     temporary_settings,
 )
-from service import clean_environment, until
+from service import clean_environment, free_port, until
 
 from flows import doctor
 from flows.cli import main
 from flows.server import PrefectServer
 from flows.service.attendance import unattended
+from flows.service.automations import FILE, set_up
 from flows.service.deployments import Nightly, deployments
+from flows.service.processes import prefect_answers
 from tasks.status import read_status
 
 PASSWORD = "admin:a long enough password"
@@ -95,29 +99,67 @@ def test_a_server_that_is_away_at_the_start_is_one_line(
 
 
 @pytest.mark.slow
-def test_a_server_that_goes_away_in_the_middle_costs_its_pictures_only(tmp_path: Path) -> None:
+@pytest.mark.timeout(1500)
+def test_a_server_that_goes_away_in_the_middle_and_comes_back(tmp_path: Path) -> None:
     cohort = write_cohort(tmp_path / "cohort", patients=8, labelled=6)
-    with temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}"}):
-        server = PrefectServer()
-    try:
-        environment = {**clean_environment(), "PREFECT_API_URL": server.wait(180)}
-        log = tmp_path / "w" / "run.log"
-        with subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", *arguments(cohort, tmp_path / "w")],
+    workspace, log = tmp_path / "w", tmp_path / "w" / "run.log"
+    port = free_port()
+    with prefect_server(tmp_path / "home", port) as url:
+        with temporary_settings({PREFECT_API_URL: url}):
+            # The shipped one, but for its patience.
+            file = sooner(tmp_path)
+            assert "set up 'sooner'" in set_up(file=file)
+        environment = {**clean_environment(), "PREFECT_API_URL": url, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+        command = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", *arguments(cohort, workspace)],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        ) as command:  # fmt: skip
-            until(lambda: log.is_file() and "segment: " in log.read_text(), "stage segment begins")
-            server.stop()
-            said, complained = command.communicate(timeout=600)
-    finally:
-        server.stop()
+        )  # fmt: skip
+        until(lambda: log.is_file() and "segment: " in log.read_text(), "stage segment begins")
+    with command:
+        said, complained = command.communicate(timeout=600)
     assert command.returncode == 0, complained
     assert "accepted" in said
     assert complained == ""
-    assert read_status(str(tmp_path / "w")).state == "finished"
-    assert len(list((tmp_path / "w" / "pseudo_labels").glob("*.nii.gz"))) == 2
+    assert read_status(str(workspace)).state == "finished"
+    assert len(list((workspace / "pseudo_labels").glob("*.nii.gz"))) == 2
     for line in ("the run goes on without its UI", "does not know that this run ended; all is recorded"):
         assert line in log.read_text()
+    with prefect_server(tmp_path / "home", port) as url, temporary_settings({PREFECT_API_URL: url}):
+        # All that the server knows is a run that fell silent.
+        until(lambda: state_of_the_run() == "CRASHED", "the run that the server lost sight of is marked")
+
+
+def state_of_the_run() -> str:
+    with get_client(sync_client=True) as client:
+        [run] = client.read_flow_runs()
+    assert run.state is not None
+    return str(run.state.type.value)
+
+
+def sooner(folder: Path) -> Path:
+    """Write the automation for zombies with a patience of 45 seconds, one heartbeat and a half."""
+    document = yaml.safe_load(FILE.read_text())
+    [zombie] = [each for each in document["automations"] if "zombie" in each["name"]]
+    zombie["name"], zombie["trigger"]["within"] = "sooner", 45
+    (folder / "sooner.yaml").write_text(yaml.safe_dump({"automations": [zombie]}))
+    return folder / "sooner.yaml"
+
+
+@contextmanager
+def prefect_server(home: Path, port: int) -> Iterator[str]:
+    """A whole server, its scheduler and triggers included, with its database in a folder."""
+    home.mkdir(exist_ok=True)
+    command = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    api = f"http://127.0.0.1:{port}/api"
+    environment = {**clean_environment(), "PREFECT_HOME": str(home), "PREFECT_API_URL": api}
+    with (home / "prefect.log").open("ab") as log:
+        process = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log, env=environment)
+    try:
+        until(lambda: prefect_answers(api), "the server answers")
+        yield api
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_runs_that_nobody_would_start_are_said() -> None:

@@ -173,7 +173,8 @@ def take(
     try:
         yield lease
     except BaseException as error:
-        lease.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
+        # Ctrl-C, and what an orchestrator raises on SIGTERM, are no errors: they derive from BaseException alone.
+        lease.end("failed" if isinstance(error, Exception) else "stopped")
         raise
     lease.end("finished")
 

@@ -54,6 +54,17 @@ def test_one_run_at_a_time_and_the_next_when_it_ends(root_url: str) -> None:
     assert found is not None
     assert (found[0], found[1].command, found[1].ended) == (2, "second", "stopped")
     assert files.names("lease") == ["00000002.json"]
+    # As Prefect raises it on SIGTERM: no Exception.
+    for raised, ended in ((ToldToStop(), "stopped"), (OSError("full"), "failed")):
+        with pytest.raises(type(raised)), take(files, 30.0, "third"):
+            raise raised
+        third = read_lease(files)
+        assert third is not None
+        assert third[1].ended == ended
+
+
+class ToldToStop(BaseException):
+    """What ends a run from outside."""
 
 
 def test_a_killed_owner_of_this_machine_is_known_dead_at_once(tmp_path: Path) -> None:

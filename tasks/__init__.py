@@ -10,6 +10,11 @@ os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "rfss")
 # The lease's heartbeat and the object store's client have threads of their own, which belong to no run.
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 
+# What Prefect writes to the terminal of a run that it started, before and after our own log is open.
+if os.environ.get("RFSS_LOG_FORMAT", "").lower() == "json":
+    os.environ.setdefault("PREFECT_LOGGING_FORMATTERS_JSON_CLASS", "tasks.json_lines.JsonLines")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER", "json")
+
 # A hospital's machine must not phone home because it labels images. Set before Prefect, MLflow and the hub's client
 # are imported; whoever wants their telemetry sets the variables.
 for _variable, _value in {

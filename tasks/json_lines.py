@@ -31,7 +31,8 @@ LINE_FIELDS = tuple(
 class JsonLines(JsonFormatter):
     """One JSON object a line, of :data:`LINE_FIELDS` alone: what other libraries add to their records stays out."""
 
-    def __init__(self) -> None:
+    def __init__(self, *_: object) -> None:
+        # Prefect's configuration, which may name this class, gives a format that is not ours.
         super().__init__(
             ["levelname", "name", "message"],
             rename_fields={"levelname": "level", "name": "logger"},

@@ -77,8 +77,10 @@ def open_logs(settings: LogSettings, *files: Path) -> Iterator[None]:
     ours: list[logging.Handler] = [_file_handler(path) for path in (*files, settings.file) if path is not None]
     theirs: list[logging.Handler] = []
     spoken: list[tuple[logging.Handler, logging.Formatter | None]] = []
+    hushed: list[tuple[logging.Handler, int]] = []
     if json:
-        hush_consoles()
+        # Our own handler at the root has Prefect's lines with the run's context.
+        hushed = hush_consoles()
         spoken = speak_json()
         ours.append(logging.StreamHandler(sys.stderr))
         theirs.append(logging.StreamHandler(sys.stderr))
@@ -103,6 +105,8 @@ def open_logs(settings: LogSettings, *files: Path) -> Iterator[None]:
             logger.removeHandler(handler)
         log.setLevel(before[0])
         _, log.propagate, threading.excepthook, warnings.propagate = before
+        for handler, level in hushed:
+            handler.setLevel(level)
         for handler, formatter_before in spoken:
             handler.setFormatter(formatter_before)
             handler.removeFilter(_filter)
@@ -110,14 +114,17 @@ def open_logs(settings: LogSettings, *files: Path) -> Iterator[None]:
             handler.close()
 
 
-def hush_consoles() -> None:
-    """Keep Prefect's own lines out of the terminal; its UI has them."""
+def hush_consoles() -> list[tuple[logging.Handler, int]]:
+    """Keep Prefect's own lines out of the terminal, since its UI has them; return the handlers with their levels."""
     from prefect.logging.handlers import PrefectConsoleHandler
 
+    found: dict[logging.Handler, int] = {}
     for name in ["", *logging.root.manager.loggerDict]:
         for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, PrefectConsoleHandler):
+            if isinstance(handler, PrefectConsoleHandler) and handler not in found:
+                found[handler] = handler.level
                 handler.setLevel(logging.CRITICAL + 1)
+    return list(found.items())
 
 
 def _matters(record: logging.LogRecord) -> bool:

@@ -26,13 +26,15 @@ def main(options: RunnerOptions) -> None:
     from prefect import serve
 
     from flows.service.deployments import Nightly, deployments
+    from tasks.logs import current_log_settings, open_logs
 
     nightly = Nightly(options.cron, options.timezone, options.parameters)
-    # Schedules stay as they are when the service stops: the next start goes on with them.
-    serve(
-        *deployments(nightly), pause_on_shutdown=False, print_starting_message=False, limit=options.limit,
-        name=options.name,
-    )  # fmt: skip
+    with open_logs(current_log_settings()):
+        # Schedules stay as they are when the service stops: the next start goes on with them.
+        serve(
+            *deployments(nightly), pause_on_shutdown=False, print_starting_message=False, limit=options.limit,
+            name=options.name,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

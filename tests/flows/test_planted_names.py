@@ -50,7 +50,7 @@ def salted(planted: Path, workspace: Path, **changes: object) -> LabelSettings:
 def prefect_database() -> Path:
     address = get_current_settings().server.database.connection_url
     assert address is not None
-    return Path(address.get_secret_value().rpartition("///")[2])
+    return Path(address.get_secret_value().partition("///")[2])
 
 
 def until(true: Callable[[], object]) -> None:

@@ -76,7 +76,8 @@ def _contents(path: Path) -> Iterator[bytes]:
             for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
                 yield str(database.execute(f'SELECT * FROM "{table}"').fetchall()).encode()
     elif data[:4] == b"\x89PNG":
-        yield str(Image.open(path).info).encode()
+        with Image.open(path) as picture:
+            yield str(picture.info).encode()
 
 
 def _scene(number: int) -> tuple[np.ndarray, np.ndarray]:

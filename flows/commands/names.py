@@ -41,6 +41,8 @@ def names(
     console = Console(highlight=False)
     if out is not None:
         with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
+            # Of a file that was there before.
+            os.fchmod(stream.fileno(), 0o600)
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerows([columns, *rows])
         console.print(f"{len(rows)} names in '{out}'; keep it from others", soft_wrap=True)

@@ -50,7 +50,7 @@ def salted(planted: Path, workspace: Path, **changes: object) -> LabelSettings:
 def prefect_database() -> Path:
     address = get_current_settings().server.database.connection_url
     assert address is not None
-    return Path(address.get_secret_value().rpartition("///")[2])
+    return Path(address.get_secret_value().partition("///")[2])
 
 
 def until(true: Callable[[], object]) -> None:
@@ -119,21 +119,6 @@ def test_a_planted_name_is_in_nothing_that_a_run_leaves(
         label_dataset(settings)
     with pytest.raises(SettingsError, match="--case-ids salted"):
         label_dataset(settings.model_copy(update={"privacy": PrivacySettings()}))
-
-
-def test_a_table_of_metadata_keeps_its_plain_names(
-    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RFSS_CASE_SALT", SALT)
-    table = tmp_path / "metadata.csv"
-    rows = [f"sub-Mustermann{number:02d}/anat/Erika^Mustermann_{number},north" for number in range(6)]
-    table.write_text("\n".join(["name,site", *rows]))
-    filters = {"metadata": str(table), "filter": {"equals": {"site": ["north"]}}}
-    summary = label_dataset(salted(planted, tmp_path / "w", retrieval=filters))
-    assert summary.cases.support == 2
-    table.write_text("\n".join(["name,site", *rows, rows[0]]))
-    with pytest.raises(SettingsError, match=r"lists a name more than once \(row 8\)"):
-        label_dataset(salted(planted, tmp_path / "w2", retrieval=filters))
 
 
 @pytest.mark.slow

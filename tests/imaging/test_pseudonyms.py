@@ -6,12 +6,14 @@ import shutil
 import traceback
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from planted import PLANTED, write_planted
 
 from rfss_core.errors import CaseError, InputError, InputNotFoundError, SettingsError
 from rfss_core.imaging import CaseSource, Pseudonyms, discover, hiding, open_pseudonyms, read_image, read_label
 from rfss_core.imaging.hiding import hide_names
+from rfss_core.retrieval.metadata import COLUMNS, case_metadata
 from rfss_core.settings import ImagingSettings, PrivacySettings
 from rfss_core.store.files import Files
 from rfss_core.store.private import NAMES, hold_identity, keep_private, private_names
@@ -149,3 +151,21 @@ def test_the_refusal_of_all_labels_names_nobody(planted: Path, tmp_path: Path) -
     with pytest.raises(InputError, match="none of the 1 labels") as caught:
         discover(str(planted / "images"), str(tmp_path / "labels"), SETTINGS, SALT)
     assert not told(caught.value)
+
+
+@pytest.mark.parametrize("key", ["name", "patient"])
+def test_a_table_of_metadata_keeps_its_plain_names(planted: Path, tmp_path: Path, key: str) -> None:
+    plain = discover(str(planted / "images"), None, SETTINGS).cases
+    hidden = {entry.name: entry.id for entry in discover(str(planted / "images"), None, SETTINGS, SALT).private}
+    chosen = [case for case in plain if "anat" in case.name]
+    table = tmp_path / "metadata.csv"
+    rows = [f"{getattr(case, key)},site {number}" for number, case in enumerate(chosen)]
+    table.write_text("\n".join([f"{key},site", *rows]))
+    cases = pd.DataFrame([{**dict.fromkeys(COLUMNS, ""), "name": hidden[case.name]} for case in plain])
+    cases["patient"], cases["labelled"] = [SALT.patient(case.patient) for case in plain], False
+    sites = dict(zip(cases["name"], case_metadata(cases, str(table), SALT)["site"], strict=True))
+    assert [sites[hidden[case.name]] for case in chosen] == [f"site {number}" for number in range(len(chosen))]
+    assert sum(site != "" for site in sites.values()) == len(chosen)
+    table.write_text("\n".join([f"{key},site", *rows, rows[0]]))
+    with pytest.raises(SettingsError, match=rf"lists a {key} more than once \(row {len(rows) + 2}\)"):
+        case_metadata(cases, str(table), SALT)

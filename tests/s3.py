@@ -69,6 +69,14 @@ def make_bucket(port: int) -> str:
     return f"s3://{name}"
 
 
+def check_keys(port: int, after: float) -> None:
+    """Let the server refuse unknown keys, as real ones do, after so many requests (moto's own switch)."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=30)
+    connection.request("POST", "/moto-api/reset-auth", str(after).encode())
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
 class FlakyProxy:
     """Passes requests on to a server, and fails a share of them in the ways that networks and stores fail.
 

@@ -104,6 +104,29 @@ def service(tmp_path_factory: pytest.TempPathFactory, heads: Path, hook: Hook) -
         yield found
 
 
+def end_schedule(service: ServiceUnderTest) -> None:
+    """A run every minute would take the processors of all other tests."""
+    nightly = service.deployment("label-dataset/nightly")
+    service.call("PATCH", f"/deployments/{nightly['id']}", schedules=[])
+    until(lambda: not service.runs_of("label-dataset/nightly", "RUNNING", "PENDING"), "the last nightly run ends")
+
+
+def test_the_schedule_starts_one_run_at_a_time(service: ServiceUnderTest) -> None:
+    until(lambda: service.runs_of("label-dataset/nightly", "COMPLETED"), "a scheduled run completes")
+    run = service.runs_of("label-dataset/nightly", "COMPLETED")[0]
+    assert run["auto_scheduled"]
+    deployment = service.deployment("label-dataset/nightly")
+    assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    assert deployment["schedules"][0]["schedule"]["timezone"] == "Asia/Kathmandu"
+    end_schedule(service)
+    # Missed runs: many are due at once, one is run.
+    path = f"/deployments/{deployment['id']}/create_flow_run"
+    ids = [service.call("POST", path, parameters={})["id"] for _ in range(3)]
+    states = [service.ended(each)["state_type"] for each in ids]
+    assert states.count("CANCELLED") >= 1, states
+    assert "COMPLETED" in states
+
+
 def test_a_run_as_the_form_starts_it(service: ServiceUnderTest, heads: Path, tmp_path: Path) -> None:
     answer = service.start("label-dataset/label-dataset", asked(heads, tmp_path / "w"))
     assert answer.status_code == 201, answer.text
@@ -169,23 +192,6 @@ def test_drift_tells_the_hook(service: ServiceUnderTest, heads: Path, hook: Hook
     assert "the mean held-out Dice fell from" in told
 
 
-def test_the_schedule_starts_one_run_at_a_time(service: ServiceUnderTest) -> None:
-    until(lambda: service.runs_of("label-dataset/nightly", "COMPLETED"), "a scheduled run completes")
-    run = service.runs_of("label-dataset/nightly", "COMPLETED")[0]
-    assert run["auto_scheduled"]
-    deployment = service.deployment("label-dataset/nightly")
-    assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
-    assert deployment["schedules"][0]["schedule"]["timezone"] == "Asia/Kathmandu"
-    # Missed runs: many are due at once, one is run.
-    service.call("PATCH", f"/deployments/{deployment['id']}", schedules=[])
-    until(lambda: not service.runs_of("label-dataset/nightly", "RUNNING", "PENDING"), "the last one ends")
-    path = f"/deployments/{deployment['id']}/create_flow_run"
-    ids = [service.call("POST", path, parameters={})["id"] for _ in range(3)]
-    states = [service.ended(each)["state_type"] for each in ids]
-    assert states.count("CANCELLED") >= 1, states
-    assert "COMPLETED" in states
-
-
 def test_a_cancelled_run_is_resumed_by_the_next(service: ServiceUnderTest, brains: Path, tmp_path: Path) -> None:
     settings = asked(brains, tmp_path / "w", dataset="brains")
     run_id = service.start("label-dataset/label-dataset", settings).json()["id"]
@@ -193,9 +199,7 @@ def test_a_cancelled_run_is_resumed_by_the_next(service: ServiceUnderTest, brain
     until(lambda: records.is_dir() and any(records.rglob("*.json")), "some chunks are embedded")
 
     # Meanwhile another deployment has no business in this workspace.
-    nightly = service.deployment("label-dataset/nightly")
-    service.call("PATCH", f"/deployments/{nightly['id']}", schedules=[])
-    until(lambda: not service.runs_of("label-dataset/nightly", "RUNNING", "PENDING"), "the last nightly run ends")
+    end_schedule(service)
     second = service.ended(service.start("label-dataset/nightly", settings).json()["id"])
     assert second["state_name"] == "Failed: workspace busy", second["state"]
     assert "is in use by" in second["state"]["message"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from s3 import FlakyProxy, make_bucket
+from s3 import FlakyProxy, check_keys, make_bucket
 
-from rfss_core.errors import StoreError
+from rfss_core.errors import InputError, StoreAccessError, StoreError
 from rfss_core.segmentation.memory import Memory
 from rfss_core.segmentation.memory_store import ZarrMemoryStore
 from rfss_core.store import Files, Workspace
@@ -80,6 +81,23 @@ def test_a_store_that_stays_away_is_an_error(proxy: FlakyProxy) -> None:
     for attempt in (lambda: files.exists("x"), lambda: files.names("lease"), lambda: files.write_bytes("x", b"1")):
         with pytest.raises(StoreError, match=f"in workspace '{url}/w' failed"):
             attempt()
+
+
+def test_refused_keys_and_unknown_buckets_are_one_line_each(proxy: FlakyProxy) -> None:
+    with pytest.raises(StoreAccessError, match="there is no such bucket; create it, or correct the URL") as unknown:
+        Workspace.open("s3://rfss-no-such-bucket/w")
+    assert isinstance(unknown.value, InputError)
+    url = make_bucket(proxy.port)
+    check_keys(proxy.port, after=0)
+    try:
+        with pytest.raises(
+            StoreAccessError, match=r"refuses access to .* check its URL and the credentials"
+        ) as refused:
+            Workspace.open(f"{url}/w")
+    finally:
+        check_keys(proxy.port, after=math.inf)
+    assert "\n" not in f"{unknown.value}{refused.value}"
+    Workspace.open(f"{url}/w")
 
 
 def test_resume_reads_known_records_and_lists_none(proxy: FlakyProxy) -> None:

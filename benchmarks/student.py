@@ -65,7 +65,17 @@ DEFAULTS = {
     "steps": 1000,
     "arms": ARMS,
 }
-PHANTOMS = {**DEFAULTS, "image_size": 64, "steps": 150, "arms": MAIN}
+PHANTOMS = {
+    "support": 2,
+    "calibration": 6,
+    "pool": 8,
+    "test": 6,
+    "slices": 12,
+    "image_size": 64,
+    "steps": 150,
+    "arms": MAIN,
+}
+"""12 slices: phantoms are so alike that 50 leave a network little to learn."""
 HALF = {"swin-unetr": "bfloat16", "segformer": "float16"}
 """Mixed precision on CUDA."""
 
@@ -177,7 +187,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--draws", type=int, nargs="+", default=[0], help="seeds of patients and labelling runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings of each draw")
     for part in ("support", "calibration", "pool", "test", "slices"):
-        parser.add_argument(f"--{part}", type=int, default=None, help=f"({getattr(plan, part)})")
+        parser.add_argument(f"--{part}", type=int, default=None, help=f"({DEFAULTS[part]}; phantoms: {PHANTOMS[part]})")
     parser.add_argument("--preset", default=plan.preset)
     parser.add_argument("--architectures", nargs="+", default=["unet"], choices=list(RATES))
     parser.add_argument("--image-size", type=int, default=None, help="pixels (128; phantoms: 64)")

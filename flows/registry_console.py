@@ -17,6 +17,8 @@ from tasks.registry import DatasetVersion
 from tasks.student_notes import gain_of
 from tasks.students import student_links
 
+_LONG = ("model", "registered")
+"""Facts of a lineage that ``--json`` alone tells: the tree's lines would not fit a terminal."""
 UNTOLD = "no Prefect server was told (PREFECT_API_URL is not set, or it does not answer): no automation starts"
 
 
@@ -107,7 +109,9 @@ def show_lineage(console: Console, lineage: Lineage) -> None:
         mark = " [bold]<-[/]" if key in lineage.asked else ""
         if key in shown:
             return f"{kind} [bold]{escape(name)}[/] (see above){mark}"
-        facts = ", ".join(f"{what} {value}" if what != "what" else value for what, value in nodes[key].facts)
+        facts = ", ".join(
+            value if what == "what" else f"{what} {value}" for what, value in nodes[key].facts if what not in _LONG
+        )
         return f"{kind} [bold]{escape(name)}[/]{mark}" + (f"  [dim]{escape(facts)}[/]" if facts else "")
 
     def grow(tree: Tree, key: str) -> None:

@@ -127,7 +127,11 @@ class _Walk:
         ]
         if not chosen:
             listed = ", ".join(item.version for item in versions)
-            raise UnknownDatasetError(f"student '{reference.name}' has no {reference}; it has versions {listed}")
+            named = ", ".join(f"@{alias}" for item in versions for alias in item.aliases) or "none"
+            what = f"alias '{reference.alias}'" if reference.version is None else f"version {reference.version}"
+            raise UnknownDatasetError(
+                f"student '{reference.name}' has no {what}; it has versions {listed} and aliases {named}"
+            )
         return [self._student(item) for item in chosen]
 
     def from_support(self, digest: str) -> list[str]:

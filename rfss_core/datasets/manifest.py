@@ -84,8 +84,9 @@ class DatasetManifest:
         """
         chosen = tuple(entry for entry in self.entries if entry.decision in decisions)
         if not chosen:
+            counts = ", ".join(f"{decision} {count}" for decision, count in self.decisions.items())
             raise InputError(
-                f"data set '{self.name}' has no case decided {' or '.join(decisions)} (it has {self.decisions}); "
+                f"data set '{self.name}' has no case decided {' or '.join(decisions)} (it has {counts}); "
                 "choose other decisions, or review cases first"
             )
         return chosen

@@ -270,7 +270,7 @@ def test_an_image_that_was_ingested_anew_is_not_taken_for_the_old(copied: Path) 
 def test_a_set_without_an_accepted_case_says_so(tmp_path: Path) -> None:
     poor = load(publish_dataset(tmp_path, decisions=("review", "reject")).folder)
     for ask in (poor.cases, poor.torch_dataset, poor.monai_datalist, poor.dask_array):
-        with pytest.raises(InputError, match=r"no case decided accept .*'review': 1, 'reject': 1"):
+        with pytest.raises(InputError, match=r"no case decided accept .*review 1, reject 1"):
             ask()  # type: ignore[operator]
 
 

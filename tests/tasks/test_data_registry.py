@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import mlflow
@@ -12,7 +15,15 @@ from mlflow.data import get_source
 from published import Published, publish_dataset
 
 from rfss_core.datasets import load
-from rfss_core.errors import CorruptStoreError, InputNotFoundError, SettingsError, UnknownDatasetError
+from rfss_core.errors import (
+    CorruptStoreError,
+    InputNotFoundError,
+    RegistryError,
+    SettingsError,
+    UnknownDatasetError,
+)
+from tasks import tracking
+from tasks.registry import DataRegistry
 
 pytestmark = pytest.mark.usefixtures("plain_environment")
 
@@ -109,3 +120,32 @@ def test_another_manifest_at_the_address_is_not_taken(registered: Published, tmp
     other = publish_dataset(tmp_path, seed=1)
     with pytest.raises(CorruptStoreError, match=r"manifest\.json .* is not the manifest of 'hearts' version 1"):
         load("hearts@candidate", workspace=registered.workspace, folder=other.folder)
+
+
+class Healthy(BaseHTTPRequestHandler):
+    """The part of an MLflow server that is asked whether it is there."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_server_that_went_away_is_found_out_before_mlflow_tries_for_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "_FRESH_S", 0.0)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Healthy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    registry = DataRegistry(f"http://127.0.0.1:{server.server_port}")
+    server.shutdown()
+    server.server_close()
+    begin = time.monotonic()
+    for ask in (
+        registry.names,
+        lambda: registry.aliases("hearts"),
+        lambda: registry.remove_alias("hearts", "champion"),
+    ):
+        with pytest.raises(RegistryError, match="stopped answering; start it"):
+            ask()
+    assert time.monotonic() - begin < 30

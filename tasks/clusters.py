@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -172,6 +173,7 @@ def cluster_class(path: str) -> type[Cluster]:
         SettingsError: no such class, or one that is no Dask cluster.
     """
     module, _, name = path.rpartition(".")
+    interrupted = signal.getsignal(signal.SIGINT)
     try:
         found: Any = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
@@ -179,6 +181,10 @@ def cluster_class(path: str) -> type[Cluster]:
             f"cluster class '{path}' cannot be imported: {error}; install its package (pip install 'rfss[slurm]' or "
             "'rfss[kubernetes]') or correct execution.cluster.class"
         ) from error
+    finally:
+        # dask_jobqueue makes Ctrl-C a silent exit with code 0 as soon as it is imported.
+        if signal.getsignal(signal.SIGINT) is not interrupted:
+            signal.signal(signal.SIGINT, interrupted)
     if not (isinstance(found, type) and issubclass(found, Cluster)):
         raise SettingsError(f"'{path}' is no Dask cluster; execution.cluster.class names a distributed.deploy.Cluster")
     return found

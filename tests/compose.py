@@ -17,7 +17,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "deployments" / "compose.yaml"
 HOST = "127.0.0.1"
-PATIENCE_S = 400.0
+PATIENCE_S = 600.0
 _VARIABLE = re.compile(r"\$(?:(\$)|\{(\w+)(?::([-?])([^}]*))?\})")
 
 

@@ -61,7 +61,7 @@ def postgres(stack: Stack, password: str) -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_a_deployment_labels_a_cohort_through_the_whole_stack(tmp_path: Path) -> None:
     if POSTGRES is None:
         pytest.skip("no PostgreSQL server under /usr/lib/postgresql (Debian: apt install postgresql)")
@@ -130,7 +130,7 @@ def label(stack: Stack, given: dict[str, str], cohort: Path, login: str) -> None
         def run() -> dict[str, object]:
             return dict(client.get(f"/flow_runs/{started['id']}").json())
 
-        until(lambda: run()["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"), "the run ends", 900)
+        until(lambda: run()["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"), "the run ends", 1800)
         lines = client.post("/logs/filter", json={"logs": {"flow_run_id": {"any_": [started["id"]]}}}).json()
         told = "\n".join(line["message"] for line in lines)
         assert run()["state_type"] == "COMPLETED", f"{run()['state_name']}\n{told}\n{stack.said('worker')}"

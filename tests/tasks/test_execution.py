@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -160,6 +161,20 @@ def test_a_class_that_is_no_cluster_is_refused(path: str, message: str) -> None:
     settings = ExecutionSettings.model_validate({"cluster": {"class": path}})
     with pytest.raises(SettingsError, match=message), open_executor(settings):
         pass
+
+
+def test_ctrl_c_stays_ours_when_a_cluster_class_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("dask_jobqueue")
+    from tasks.clusters import cluster_class
+
+    for module in [name for name in sys.modules if name.startswith("dask_jobqueue")]:
+        monkeypatch.delitem(sys.modules, module)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert cluster_class("dask_jobqueue.SLURMCluster").__name__ == "SLURMCluster"
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_gpu_workers_see_one_device_each() -> None:

@@ -60,9 +60,14 @@ class ServiceUnderTest:
         return self.process.wait(PATIENCE_S)
 
     def call(self, method: str, path: str, **body: Any) -> Any:
-        answer = httpx.request(
-            method, f"{self.api}{path}", timeout=60, trust_env=False, **({"json": body} if body else {})
-        )
+        for _ in range(10):
+            answer = httpx.request(
+                method, f"{self.api}{path}", timeout=60, trust_env=False, **({"json": body} if body else {})
+            )
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            # A sqlite that was busy for too long; Prefect's own client tries again, too.
+            time.sleep(1)
         assert answer.is_success, f"{answer.status_code}: {answer.text}"
         return answer.json() if answer.content else None
 

@@ -146,7 +146,9 @@ class Service:
             "--artifacts-destination", (folder / "mlflow-artifacts").as_uri(),
             *(["--app-name", "basic-auth"] if self._settings.secure else []),
         ]  # fmt: skip
-        return self._guarded("mlflow", command, {})
+        # Its runner of jobs is six more processes that poll for ever; RFSS gives it none.
+        jobs = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
+        return self._guarded("mlflow", command, {jobs: os.environ.get(jobs, "false")})
 
     def _runner(self, api: str, mlflow: str, name: str) -> Guarded:
         nightly = self._settings.nightly

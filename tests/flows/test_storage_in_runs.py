@@ -97,6 +97,10 @@ def test_a_second_run_is_refused_and_status_works_meanwhile(
     with take(Files(workspace), 30.0, "rfss label first"):
         with pytest.raises(WorkspaceBusyError):
             label_dataset(voting(deep, workspace))
+        # What Prefect's UI says of a nightly run that meets another one.
+        state = label_dataset(voting(deep, workspace), return_state=True)
+        assert state.name == "Failed: workspace busy"
+        assert "is in use by 'rfss label first'" in str(state.message)
         assert read_status(workspace).state == "running"
         with pytest.raises(SystemExit) as ended:
             main(["label", str(deep / "images"), "--labels", str(deep / "labels"), "--workspace", str(workspace)])

@@ -164,3 +164,19 @@ def test_a_damaged_lease_is_watched_and_taken(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(leases, "_NOBODY", leases.replace(leases._NOBODY, stale_s=STALE_S))
     with take(files, STALE_S, "next"):
         assert files.names("lease") == ["00000008.json"]
+
+
+def test_a_clock_that_is_set_moves_no_lease(tmp_path: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = Files(tmp_path)
+    real = time.time
+    with take(files, STALE_S, "rfss label here") as lease:
+        for leap in (86_400.0, -86_400.0):
+            monkeypatch.setattr(time, "time", lambda leap=leap: real() + leap)
+            # Longer than a heartbeat may stand still.
+            time.sleep(2 * STALE_S)
+            lease.check()
+            assert (life(files) or ())[1] == "alive"
+            with pytest.raises(WorkspaceBusyError):
+                take(files, STALE_S).__enter__()
+    monkeypatch.undo()
+    assert (life(files) or ())[1] == "ended"

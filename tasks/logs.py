@@ -95,6 +95,7 @@ def open_logs(settings: LogSettings, *files: Path) -> Iterator[None]:
         # Else the root's handler would write our lines a second time.
         log.propagate = warnings.propagate = False
         threading.excepthook = _log_thread_error
+        logging.captureWarnings(capture=True)
         places += [(logging.getLogger(), handler) for handler in theirs]
     for logger, handler in places:
         logger.addHandler(handler)
@@ -105,6 +106,8 @@ def open_logs(settings: LogSettings, *files: Path) -> Iterator[None]:
             logger.removeHandler(handler)
         log.setLevel(before[0])
         _, log.propagate, threading.excepthook, warnings.propagate = before
+        if json:
+            logging.captureWarnings(capture=False)
         for handler, level in hushed:
             handler.setLevel(level)
         for handler, formatter_before in spoken:
@@ -158,7 +161,6 @@ def write_worker_log(settings: LogSettings) -> None:
         if settings.format == "json" and not _worker_log:
             _worker_log.append(opened := open_logs(settings.model_copy(update={"file": None})))
             opened.__enter__()
-            logging.captureWarnings(capture=True)
 
 
 _worker_lock = threading.Lock()

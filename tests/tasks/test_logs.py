@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -177,11 +178,16 @@ def test_json_takes_over_what_others_write_to_the_terminal(capfd: pytest.Capture
             other.warning("mine")
             logging.getLogger("yet.another").warning("root's")
             log.info("ours")
+            with warnings.catch_warnings():
+                warnings.simplefilter("always")
+                warnings.warn("of\npython", RuntimeWarning, stacklevel=1)
         other.warning("later")
     finally:
         other.removeHandler(handler)
     *lines, last = capfd.readouterr().err.splitlines()
-    assert [line["message"] for line in parsed("\n".join(lines))] == ["mine", "root's", "ours"]
+    assert [line["message"] for line in parsed("\n".join(lines[:3]))] == ["mine", "root's", "ours"]
+    [warned] = parsed("\n".join(lines[3:]))
+    assert "of\npython" in warned["message"]
     assert last == "plain later"
 
 

@@ -18,6 +18,7 @@ from rfss_core.errors import ExecutionError, PortTakenError
 STOP_S = 40.0
 POLL_S = 0.2
 ANSWER_S = 5.0
+UNAUTHORISED = 401
 
 
 class Guarded:
@@ -87,9 +88,21 @@ def prefect_answers(api: str) -> bool:
 
 
 def mlflow_answers(address: str) -> bool:
-    """Return whether an MLflow server is at this address."""
-    known = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-    return _text(f"{address}/health") == "OK" and _text(f"{address}/version", *known) is not None
+    """Return whether an MLflow server is at this address, with or without passwords.
+
+    It is never asked for its password here: checking one costs it a second of hashing, and it is asked again and again.
+    """
+    if _text(f"{address}/health") != "OK":
+        return False
+    answer = _get(f"{address}/version")
+    realm = "" if answer is None else answer.headers.get("www-authenticate", "")
+    return answer is not None and (answer.is_success or (answer.status_code == UNAUTHORISED and "mlflow" in realm))
+
+
+def asks_for_password(url: str) -> bool:
+    """Return whether a server refuses a request without credentials."""
+    answer = _get(url)
+    return answer is not None and answer.status_code == UNAUTHORISED
 
 
 def is_free(host: str, port: int) -> bool:
@@ -127,12 +140,16 @@ def _answers(url: str) -> bool:
     return _text(url) is not None
 
 
-def _text(url: str, *credentials: str) -> str | None:
-    """Return what an address answers, with the credentials that variables of the environment hold."""
-    user, _, password = ":".join(os.environ.get(name, "") for name in credentials).partition(":")
+def _text(url: str, credentials: str = "") -> str | None:
+    """Return what an address answers, with the credentials that a variable of the environment holds."""
+    user, _, password = os.environ.get(credentials, "").partition(":")
+    answer = _get(url, (user, password) if user else None)
+    return answer.text.strip() if answer is not None and answer.is_success else None
+
+
+def _get(url: str, credentials: tuple[str, str] | None = None) -> httpx.Response | None:
     try:
         # No proxy of the environment stands between two processes of one machine.
-        answer = httpx.get(url, timeout=ANSWER_S, trust_env=False, auth=(user, password) if user else None)
+        return httpx.get(url, timeout=ANSWER_S, trust_env=False, auth=credentials)
     except httpx.HTTPError:
         return None
-    return answer.text.strip() if answer.is_success else None

@@ -19,7 +19,7 @@ from flows.secure.exposure import is_loopback
 from flows.service.deployments import SERVED, Nightly
 from flows.service.home import Addresses, Home
 from flows.service.metrics import served_metrics
-from flows.service.processes import Guarded, find, mlflow_answers, prefect_answers
+from flows.service.processes import Guarded, asks_for_password, find, mlflow_answers, prefect_answers
 from flows.service.runner import RunnerOptions
 from rfss_core.errors import ExecutionError, SettingsError
 from rfss_core.settings.observability import FOLDER_VARIABLE
@@ -112,6 +112,13 @@ class Service:
             self.found.append("MLflow")
         else:
             servers.append((self._mlflow(), lambda: mlflow_answers(mlflow)))
+        # Found ones may have been started by somebody else, in another way.
+        for name, url in (("Prefect", f"{api}/admin/version"), ("MLflow", f"{mlflow}/version")):
+            if settings.secure and name in self.found and not asks_for_password(url):
+                raise SettingsError(
+                    f"the {name} server that runs at {url.rpartition('/')[0]} asks for no password; stop it, or give "
+                    "another port"
+                )
         for process, ready in servers:
             process.wait_until(ready, START_S)
         runner = f"rfss-{uuid.uuid4().hex[:8]}"

@@ -23,9 +23,9 @@ from typing import Any
 
 import zarr
 
-from rfss_core.errors import InputError, RfssError, StorageFullError, StoreAccessError, StoreError, UnsafePathError
+from rfss_core.errors import InputError, RfssError, StorageFullError, StoreError, UnsafePathError
 from rfss_core.store.durable import PARTIAL, create_file, make_folders, sync, write_file
-from rfss_core.store.remote import connect
+from rfss_core.store.remote import connect, refused
 
 _LOCAL_SCHEMES = ("file://", "local://")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -381,16 +381,8 @@ class Files:
                     f"no space left while {action} '{path}' in workspace '{self.url}'; free some and start the same "
                     "command again: finished work is kept"
                 ) from error
-            if not self.is_local and isinstance(error, PermissionError):
-                raise StoreAccessError(
-                    f"the object store refuses access to workspace '{self.url}' ({error}); check its URL and the "
-                    "credentials: for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the block that names the store"
-                ) from error
-            if not self.is_local and action == "writing" and isinstance(error, FileNotFoundError):
-                # Whatever else is missing, a put creates it.
-                raise StoreAccessError(
-                    f"workspace '{self.url}': there is no such bucket; create it, or correct the URL"
-                ) from error
+            if not self.is_local and (refusal := refused(error, self.url, writing=action == "writing")):
+                raise refusal from error
             hint = "" if error.errno != errno.EACCES else "; check the folder's permissions"
             raise StoreError(f"{action} '{path}' in workspace '{self.url}' failed: {error}{hint}") from error
         except Exception as error:

@@ -20,6 +20,8 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
+from rfss_core.errors import StoreAccessError
+
 log = logging.getLogger("rfss")
 
 Answer = TypeVar("Answer")
@@ -85,6 +87,24 @@ def passes(error: BaseException) -> bool:
     if any(f"{kind.__module__}.{kind.__qualname__}" in _PASSING_TYPES for kind in type(error).__mro__):
         return True
     return isinstance(error, OSError) and error.errno in _PASSING_ERRNO
+
+
+def refused(error: OSError, url: str, *, writing: bool) -> StoreAccessError | None:
+    """Return what an object store's refusal means to a user; None for other errors.
+
+    Args:
+        error: the store's.
+        url: of the workspace.
+        writing: whether something was to be written: whatever else is missing, a put creates it.
+    """
+    if isinstance(error, PermissionError):
+        return StoreAccessError(
+            f"the object store refuses access to workspace '{url}' ({error}); check its URL and the credentials: for S3 "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the block that names the store"
+        )
+    if writing and isinstance(error, FileNotFoundError):
+        return StoreAccessError(f"workspace '{url}': there is no such bucket; create it, or correct the URL")
+    return None
 
 
 class RetryingFileSystem(AsyncFileSystem):  # type: ignore[misc]

@@ -129,7 +129,7 @@ def test_a_data_card_takes_the_students_result(trained: tuple[DataRegistry, Pseu
         ("lungs/1", "no data set 'lungs'"),
         ("student:lung-unet", "no student 'lung-unet' .* registered are: heart-unet"),
         ("heart-unet/7", "has no version 7; it has versions 1 and aliases none"),
-        ("heart-unet@best", "has no heart-unet@best; it has versions 1"),
+        ("heart-unet@best", "has no alias 'best'; it has versions 1 and aliases none"),
         ("support:abc", "support set with digest 'abc'"),
         ("run:abc", "no run 'abc'"),
         ("a b", "names no data set"),

@@ -25,7 +25,7 @@ import zarr
 
 from rfss_core.errors import InputError, RfssError, StorageFullError, StoreError, UnsafePathError
 from rfss_core.store.durable import PARTIAL, create_file, make_folders, sync, write_file
-from rfss_core.store.remote import connect, refused
+from rfss_core.store.remote import connect, raise_refusal
 
 _LOCAL_SCHEMES = ("file://", "local://")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -377,12 +377,10 @@ class Files:
             raise
         except OSError as error:
             if error.errno in _FULL:
-                raise StorageFullError(
-                    f"no space left while {action} '{path}' in workspace '{self.url}'; free some and start the same "
-                    "command again: finished work is kept"
-                ) from error
-            if not self.is_local and (refusal := refused(error, self.url, writing=action == "writing")):
-                raise refusal from error
+                said = f"no space left while {action} '{path}' in workspace '{self.url}'; free some and start the same "
+                raise StorageFullError(f"{said}command again: finished work is kept") from error
+            if not self.is_local:
+                raise_refusal(error, self.url, writing=action == "writing")
             hint = "" if error.errno != errno.EACCES else "; check the folder's permissions"
             raise StoreError(f"{action} '{path}' in workspace '{self.url}' failed: {error}{hint}") from error
         except Exception as error:

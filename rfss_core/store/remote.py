@@ -89,22 +89,24 @@ def passes(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _PASSING_ERRNO
 
 
-def refused(error: OSError, url: str, *, writing: bool) -> StoreAccessError | None:
-    """Return what an object store's refusal means to a user; None for other errors.
+def raise_refusal(error: OSError, url: str, *, writing: bool) -> None:
+    """Say what an object store's refusal means to a user; do nothing for other errors.
 
     Args:
         error: the store's.
         url: of the workspace.
         writing: whether something was to be written: whatever else is missing, a put creates it.
+
+    Raises:
+        StoreAccessError: the store refuses the credentials, or has no such bucket.
     """
     if isinstance(error, PermissionError):
-        return StoreAccessError(
-            f"the object store refuses access to workspace '{url}' ({error}); check its URL and the credentials: for S3 "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the block that names the store"
-        )
+        raise StoreAccessError(
+            f"the object store refuses access to workspace '{url}' ({error}); check its URL and the credentials: for "
+            "S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the block that names the store"
+        ) from error
     if writing and isinstance(error, FileNotFoundError):
-        return StoreAccessError(f"workspace '{url}': there is no such bucket; create it, or correct the URL")
-    return None
+        raise StoreAccessError(f"workspace '{url}': there is no such bucket; create it, or correct the URL") from error
 
 
 class RetryingFileSystem(AsyncFileSystem):  # type: ignore[misc]

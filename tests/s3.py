@@ -133,7 +133,7 @@ class FlakyProxy:
                 kept = {k: v for k, v in answer.getheaders() if k.lower() not in ("connection", "transfer-encoding")}
                 self._answer(answer.status, kept, data)
 
-            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on  # noqa: N815
+            do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = do_HEAD = _pass_on  # noqa: N815
 
             def _body(self) -> bytes | None:
                 length = self.headers.get("Content-Length")

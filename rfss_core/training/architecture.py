@@ -61,6 +61,10 @@ BUILDERS: dict[str, Callable[[int, int, int], torch.nn.Module]] = {
 }
 """Name -> builder of (input channels, output planes, width)."""
 
+LEAST = {"swin-unetr": 2 * MULTIPLE}
+"""Least sides in pixels where they are above ``MULTIPLE``: SwinUNETR's deepest level is 1/32 of the input, and its
+instance norm needs more than one pixel there."""
+
 
 def build_network(architecture: str, channels: int, planes: int, width: int, seed: int = 0) -> torch.nn.Module:
     """Build a 2-D network with random weights.
@@ -82,7 +86,7 @@ def build_network(architecture: str, channels: int, planes: int, width: int, see
 
     Returns:
         A float32 module on the CPU that maps [N, channels, H, W] to logits [N, planes, H, W]; H and W multiples of
-        ``MULTIPLE``.
+        ``MULTIPLE``, and at least ``LEAST``.
 
     Raises:
         ModelError: an unknown architecture.

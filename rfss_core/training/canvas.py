@@ -23,10 +23,16 @@ class Canvas:
     width: int
 
     @classmethod
-    def around(cls, shapes: list[tuple[int, int]], longest: int) -> Canvas:
-        """Return the smallest canvas that holds slices of these shapes, none longer than ``longest`` pixels."""
+    def around(cls, shapes: list[tuple[int, int]], longest: int, least: int = MULTIPLE) -> Canvas:
+        """Return the smallest canvas that holds slices of these shapes, none longer than ``longest`` pixels.
+
+        Args:
+            shapes: (height, width) of the slices.
+            longest: larger slices are shrunk.
+            least: of each side of the canvas; more than ``longest`` is margin.
+        """
         fitted = [_scaled(shape, longest / max(shape)) for shape in shapes]
-        sides = (MULTIPLE * math.ceil(max(shape[axis] for shape in fitted) / MULTIPLE) for axis in (0, 1))
+        sides = (max(least, MULTIPLE * math.ceil(max(shape[axis] for shape in fitted) / MULTIPLE)) for axis in (0, 1))
         return cls(*sides)
 
     def fitted(self, shape: tuple[int, int]) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from rfss_core.digest import digest_json
 from rfss_core.errors import SupportError
 from rfss_core.segmentation.segmenter import read_support
 from rfss_core.settings import SupervisedSettings
+from rfss_core.training.architecture import LEAST, MULTIPLE
 from rfss_core.training.augmentation import Augmentation
 from rfss_core.training.canvas import Canvas
 from rfss_core.training.checkpoint import Checkpoints, Progress, Round, State
@@ -134,7 +135,9 @@ def train_supervised(
         3 if any(len(shape) == 3 for shape in shapes) else 1,
         tuple(sorted(data.classes)),
         settings.width,
-        Canvas.around([(shape[0], shape[1]) for shape in shapes], settings.image_size),
+        Canvas.around(
+            [(shape[0], shape[1]) for shape in shapes], settings.image_size, LEAST.get(architecture, MULTIPLE)
+        ),
     )
     task = _Task(data, provenance, spec, settings, seed, device)
     network = spec.build(seed).to(device).train()

@@ -15,7 +15,7 @@ from monai.losses.dice import DiceCELoss
 
 from rfss_core.errors import ModelError, SupportError
 from rfss_core.settings import SupervisedSettings
-from rfss_core.training import Checkpoints, Provenance, Round, train_supervised
+from rfss_core.training import Checkpoints, Provenance, Round, SupervisedSegmenter, train_supervised
 from rfss_core.training.labelled import Order, Roles, divide
 from rfss_core.training.loss import IGNORED, dice_ce
 
@@ -192,6 +192,16 @@ def test_a_killed_training_goes_on_to_the_same_weights(architecture: str) -> Non
     kept.append(kept[-1][:2000])
     with pytest.raises(ModelError, match="damaged"):
         train(checkpoints=checkpoints)
+
+
+@pytest.mark.parametrize("architecture", ["unet", "swin-unetr", "segformer"])
+def test_every_network_takes_the_smallest_slices(architecture: str) -> None:
+    settings = SupervisedSettings(width=4, steps=2, round_steps=1, batch_size=2, image_size=32)
+    support = support_of(2)
+    model, rounds = train_supervised(support, architecture, settings, seed=0, device=CPU)
+    assert [one.step for one in rounds] == [1, 2]
+    [found] = SupervisedSegmenter(model, CPU).label([support.image(0)])
+    assert found.labels.shape == support.mask(0).shape
 
 
 @pytest.mark.parametrize("architecture", ["swin-unetr", "segformer"])

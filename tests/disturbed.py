@@ -254,6 +254,9 @@ class Cluster:
     def stop(self) -> None:
         processes = self.processes()
         survivors(processes, 0)
+        for part in self.parts.values():
+            # One that nobody waits for is a ResourceWarning when it is collected.
+            part.wait(LONGEST_S)
         self.parts.clear()
 
 

@@ -108,11 +108,11 @@ def main(arguments: list[str] | None = None) -> None:
     console = Console(stderr=True)
     before = log_settings.get()
 
-    def refuse(error: BaseException, code: int) -> int:
+    def refuse(text: object, code: int, level: int = logging.ERROR, colour: str = "red") -> int:
         if as_json():
-            say(str(error), logging.ERROR, event="refused", code=code)
+            say(str(text), level, event="refused", code=code)
         else:
-            console.print(f"[red]rfss:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            console.print(f"[{colour}]rfss:[/] {escape(str(text))}", highlight=False, soft_wrap=True)
         return code
 
     try:
@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     except TyperException as error:
         code = BAD_INPUT
         if as_json():
-            refuse(RuntimeError(error.format_message()), code)
+            refuse(error.format_message(), code)
         else:
             error.show()  # type: ignore[attr-defined]
     except (InputError, ModelError) as error:
@@ -132,13 +132,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = INTERRUPTED
     except Exception as error:
         logging.getLogger("rfss").exception("unexpected error")
-        code = refuse(RuntimeError(f"unexpected {type(error).__name__}: {error}; run.log has the details"), FAILED)
+        code = refuse(f"unexpected {type(error).__name__}: {error}; run.log has the details", FAILED)
     if code == INTERRUPTED:
-        text = "stopped; start the same command again to go on where it stopped"
-        if as_json():
-            say(text, logging.WARNING, event="refused", code=code)
-        else:
-            console.print(f"[yellow]rfss:[/] {text}")
+        refuse("stopped; start the same command again to go on where it stopped", code, logging.WARNING, "yellow")
     log_settings.set(before)
     sys.exit(code)
 

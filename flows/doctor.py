@@ -72,14 +72,12 @@ def _models() -> str:
 
 
 def _workers() -> str:
-    from dask.distributed import Client, LocalCluster
+    from dask.distributed import Client
 
-    with (
-        LocalCluster(
-            n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, silence_logs=50
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    from tasks.clusters import local_cluster
+
+    # The run's own: no fixed port, which another cluster of the machine may hold.
+    with local_cluster(1) as cluster, Client(cluster) as client:
         return f"a Dask worker adds 1 and 1: {client.submit(sum, [1, 1]).result(timeout=60)}"
 
 

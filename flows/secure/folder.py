@@ -78,7 +78,6 @@ class SecureFolder:
             "AWS_ACCESS_KEY_ID": secrets.token_hex(10).upper(),
             "AWS_SECRET_ACCESS_KEY": secrets.token_urlsafe(_BYTES),
             "RFSS_TLS": str(self.tls),
-            **self._dask_environment("scheduler", "worker"),
         }
         if force:
             # MLflow takes the administrator's password from here only where it knows no administrator yet.
@@ -149,9 +148,8 @@ class SecureFolder:
             "MLFLOW_TRACKING_PASSWORD": admin,
             f"{_COMM}REQUIRE_ENCRYPTION": "True",
             f"{_COMM}TLS__CA_FILE": str(self.authority),
-            **self._dask_environment("client"),
             # Executor `local` starts scheduler and workers of its own.
-            **self._dask_environment("scheduler", "worker"),
+            **self._dask_environment("client", "scheduler", "worker"),
         }
 
     def _dask_environment(self, *roles: str) -> dict[str, str]:

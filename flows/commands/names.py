@@ -6,9 +6,12 @@ import csv
 import dataclasses
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rfss_core.imaging import PrivateName
 
 
 def names(
@@ -40,7 +43,11 @@ def names(
     rows = [[str(getattr(entry, column)) for column in columns] for entry in chosen]
     console = Console(highlight=False)
     if out is not None:
-        with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
+        try:
+            handle = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        except OSError as error:
+            raise InputError(f"'{out}' cannot be written ({error.strerror}); name another file") from error
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
             # Of a file that was there before.
             os.fchmod(stream.fileno(), 0o600)
             writer = csv.writer(stream, lineterminator="\n")
@@ -55,6 +62,5 @@ def names(
     console.print(table)
 
 
-def _is(entry: object, wanted: str) -> bool:
-    own = str(getattr(entry, "id", ""))
-    return wanted in (own, own.partition("_")[0])
+def _is(entry: PrivateName, wanted: str) -> bool:
+    return wanted in (entry.id, entry.id.partition("_")[0])

@@ -44,6 +44,8 @@ def test_names_tells_what_ids_stand_for(workspace: Path, tmp_path: Path) -> None
     assert "7719041" in set(table["patient"])
     with pytest.raises(InputError, match="knows no case"):
         RUNNER.invoke(app, ["names", str(workspace), "p-000000000000"], catch_exceptions=False)
+    with pytest.raises(InputError, match="cannot be written"):
+        RUNNER.invoke(app, ["names", str(workspace), "--out", str(tmp_path / "no" / "n.csv")], catch_exceptions=False)
     Workspace.open(tmp_path / "plain")
     with pytest.raises(InputNotFoundError, match="are the names already"):
         RUNNER.invoke(app, ["names", str(tmp_path / "plain")], catch_exceptions=False)

@@ -19,10 +19,10 @@ from rfss_core.imaging import CaseSource, discover, estimate_window, normalise, 
 from rfss_core.retrieval.draw import draw_evenly
 from rfss_core.settings import ImagingSettings
 
-EXPERTS_50 = "50 expert slices"
+FEW_EXPERTS = "few expert slices"
 ACCEPTED = "+ accepted"
 ALL_EXPERTS = "all expert labels"
-MAIN = (EXPERTS_50, ACCEPTED, ALL_EXPERTS)
+MAIN = (FEW_EXPERTS, ACCEPTED, ALL_EXPERTS)
 """The arms of the issue; the others look for what limits the second."""
 ARMS = (
     *MAIN,
@@ -189,7 +189,7 @@ def _jobs(
         return Part(rows, EXPERT, [1.0] * len(rows), expert=False)
 
     own = {
-        EXPERTS_50: [experts],
+        FEW_EXPERTS: [experts],
         ACCEPTED: [experts, pseudo(accepted, "pseudo")],
         ALL_EXPERTS: [_experts([*support, *gathered.of(parts["pool"])])],
         "+ accepted, ignore": [experts, pseudo(accepted, "ignore")],

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+import httpx
 from rich.console import Console
 
 from rfss_core.errors import ExecutionError
@@ -27,6 +28,18 @@ log = logging.getLogger("rfss")
 terminal_listener: ContextVar[Listener | None] = ContextVar("terminal_listener", default=None)
 
 
+def gone(error: Exception) -> ExecutionError:
+    """Return what a command says whose Prefect server went away before its flow had ended.
+
+    Args:
+        error: what Prefect's client said.
+    """
+    return ExecutionError(
+        f"the Prefect server went away ({error}); finished work is kept: start the server, or unset PREFECT_API_URL, "
+        "and start the same command again"
+    )
+
+
 def recorded(workspace: str, error: Exception) -> Summary:
     """Return what a run recorded that could not tell a Prefect server, gone in the middle, how it ended.
 
@@ -41,10 +54,7 @@ def recorded(workspace: str, error: Exception) -> Summary:
     from tasks.summary import read_summary
 
     if read_status(workspace).state != "finished":
-        raise ExecutionError(
-            f"the Prefect server went away ({error}); finished work is kept: start the server, or unset "
-            "PREFECT_API_URL, and start the same command again"
-        ) from error
+        raise gone(error) from error
     log.warning("the Prefect server went away (%s) and does not know that this run ended; all is recorded", error)
     return read_summary(workspace)
 
@@ -58,7 +68,11 @@ def command_session(workspace: str, verbose: bool) -> Iterator[Console]:
     Args:
         workspace: folder or URL of a workspace that exists; an object store gets no log file.
         verbose: also log every chunk.
+
+    Raises:
+        ExecutionError: the Prefect server went away before the flow had ended.
     """
+    from flows.farewell import short_farewell
     from flows.server import ensure_prefect_server
     from tasks.logs import current_log_settings, hush_consoles, log_settings, open_logs
     from tasks.progress import TerminalProgress, log_event
@@ -90,6 +104,7 @@ def command_session(workspace: str, verbose: bool) -> Iterator[Console]:
         stack.enter_context(open_logs(settings, *([log_file] if log_file is not None else [])))
         stack.callback(log_settings.reset, log_settings.set(settings))
         ensure_prefect_server()
+        stack.enter_context(short_farewell())
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("default")
         # In JSON the log is all that the terminal gets.
@@ -102,7 +117,10 @@ def command_session(workspace: str, verbose: bool) -> Iterator[Console]:
                 listener(event)
 
         stack.callback(terminal_listener.reset, terminal_listener.set(listen))
-        yield console
+        try:
+            yield console
+        except httpx.TransportError as error:
+            raise gone(error) from error
 
 
 class LoggedConsole(Console):

@@ -16,6 +16,7 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.server import refused
 from flows.service.attendance import unattended
+from flows.service.zombies import watch_again
 from rfss_core.errors import ExecutionError, InputError
 
 FILE = Path(__file__).with_name("automations.yaml")
@@ -26,14 +27,14 @@ MESSAGE = {"text": "{{subject}}\n{{body}}"}
 
 
 def set_up(webhook: str | None = None, file: Path = FILE) -> list[str]:
-    """Create the automations on the configured Prefect server, or bring them up to date.
+    """Create the automations on the configured Prefect server, or bring them up to date; watch the runs at work anew.
 
     Args:
         webhook: URL that gets notifications; None: the one that was saved earlier, if any.
         file: the automations.
 
     Returns:
-        One line an automation, and one for deployments whose runs nobody would start.
+        One line an automation, one for runs that are at work, and one for deployments whose runs nobody would start.
 
     Raises:
         InputError: the webhook is no URL.
@@ -47,7 +48,10 @@ def set_up(webhook: str | None = None, file: Path = FILE) -> list[str]:
     try:
         with get_client(sync_client=True) as client:
             block = _block(webhook)
-            return [*(_set_up(client, document, block) for document in documents), *unattended(client)]
+            lines = [_set_up(client, document, block) for document in documents]
+            if watched := watch_again(client):
+                lines.append(f"runs at work: {watched}; whichever stays silent is marked as crashed")
+            return [*lines, *unattended(client)]
     except httpx.TransportError as error:
         raise ExecutionError(
             f"the Prefect server at '{address}' does not answer ({error}); start it, for example with `rfss serve`"
@@ -79,8 +83,18 @@ def _set_up(client: SyncPrefectClient, document: dict[str, Any], block: str | No
         return f"set up '{name}'"
     # A model that was validated with it: the client leaves out what was not given.
     fresh = AutomationCore.model_validate({**document, "actions": actions, "enabled": known[0].enabled})
+    off = "" if fresh.enabled else " (switched off)"
+    if _content(known[0]) == _content(fresh):
+        # Prefect drops what an automation waits for whenever it is written.
+        return f"up to date '{name}'{off}"
     client.update_automation(known[0].id, fresh)
-    return f"brought up to date '{name}'" + ("" if fresh.enabled else " (switched off)")
+    return f"brought up to date '{name}'{off}"
+
+
+def _content(automation: AutomationCore) -> dict[str, Any]:
+    """Return what was asked for, without what the server added."""
+    # No JSON: the names of events are sets, and their order is not always the same.
+    return automation.model_dump(include=set(AutomationCore.model_fields))
 
 
 def _block(webhook: str | None) -> str | None:

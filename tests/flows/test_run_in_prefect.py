@@ -131,7 +131,9 @@ def test_automations_are_set_up_once() -> None:
     zombie = first["RFSS: zombie run is crashed"]
     with get_client(sync_client=True) as client:
         client._client.patch(f"/automations/{zombie['id']}", json={"enabled": False})
-    assert any("(switched off)" in line for line in set_up())
+    again = set_up()
+    assert "up to date 'RFSS: zombie run is crashed' (switched off)" in again
+    assert "up to date 'RFSS: quality gate failed'" in again, "written again, Prefect forgets whom it waits for"
     assert set(by_name()) == set(first)
     assert not by_name()["RFSS: zombie run is crashed"]["enabled"]
     with pytest.raises(InputError, match="is not a URL"):

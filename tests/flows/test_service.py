@@ -22,6 +22,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from service import ENDED, ServiceUnderTest, clean_environment, serving, until
 
 from flows.service.automations import FILE, set_up
+from flows.service.zombies import HEARTBEAT
 from tasks.events_out import send_event
 from tasks.status import read_status
 
@@ -304,18 +305,27 @@ def test_nothing_outlives_a_kill_and_its_run_is_crashed_and_goes_on(brains: Path
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "finished chunks were done again"
 
 
-def test_an_automation_that_is_set_up_twice_marks_a_zombie(service: ServiceUnderTest, tmp_path: Path) -> None:
+def test_an_automation_that_is_set_up_anew_marks_a_zombie(service: ServiceUnderTest, tmp_path: Path) -> None:
     document = yaml.safe_load(FILE.read_text())
     [zombie] = [each for each in document["automations"] if "zombie" in each["name"]]
-    zombie["name"], zombie["trigger"]["within"] = "sooner", 10
     file = tmp_path / "sooner.yaml"
-    file.write_text(yaml.safe_dump({"automations": [zombie]}))
+
+    def wait_at_most(seconds: int) -> None:
+        zombie["name"], zombie["trigger"]["within"] = "sooner", seconds
+        file.write_text(yaml.safe_dump({"automations": [zombie]}))
+
     flow = service.call("POST", "/flows/", name="zombies")
     running = {"type": "RUNNING", "name": "Running"}
-    run_id = service.call("POST", "/flow_runs/", flow_id=flow["id"], state=running)["id"]
+    dead, silent = (service.call("POST", "/flow_runs/", flow_id=flow["id"], state=running)["id"] for _ in range(2))
+    wait_at_most(600)
     with temporary_settings({PREFECT_API_URL: service.api}):
         assert set_up(file=file) == ["set up 'sooner'"]
-        assert set_up(file=file) == ["brought up to date 'sooner'"]
-        assert send_event("prefect.flow-run.heartbeat", f"prefect.flow-run.{run_id}", "zombie", {})
-    assert service.ended(run_id)["state_type"] == "CRASHED"
-    assert "No sign of life" in service.run(run_id)["state"]["message"]
+        assert send_event(HEARTBEAT, f"prefect.flow-run.{dead}", "zombie", {})
+        until(lambda: "runs at work: 1; whichever stays silent is marked as crashed" in set_up(file=file), "it is seen")
+        assert set_up(file=file)[0] == "up to date 'sooner'"
+        wait_at_most(10)
+        # Prefect forgets whom it waits for.
+        assert set_up(file=file)[0] == "brought up to date 'sooner'"
+    assert service.ended(dead)["state_type"] == "CRASHED"
+    assert "No sign of life" in service.run(dead)["state"]["message"]
+    assert service.run(silent)["state_type"] == "RUNNING", "a run that never sent heartbeats is not watched"

@@ -69,19 +69,19 @@ def test_a_service_with_passwords(made: SecureFolder, tmp_path: Path) -> None:
                     assert anyone.post(f"{service.api}{path}", json={}, auth=wrong).status_code == 401
                 assert anyone.post(f"{mlflow}{search}", json={"max_results": 1}, auth=wrong).status_code == 401
             assert anyone.post(f"{mlflow}{search}", json={"max_results": 1}, auth=admin).is_success
-            api = httpx.Client(trust_env=False, timeout=60, auth=(user, password))
-            deployment = api.get(f"{service.api}/deployments/name/label-dataset/label-dataset").json()
-            settings = settings_for(cohort, tmp_path / "w", segmentation=VOTE).model_dump(mode="json")
-            run = api.post(
-                f"{service.api}/deployments/{deployment['id']}/create_flow_run",
-                json={"parameters": {"settings": settings}},
-            ).json()
+            with httpx.Client(trust_env=False, timeout=60, auth=(user, password)) as api:
+                deployment = api.get(f"{service.api}/deployments/name/label-dataset/label-dataset").json()
+                settings = settings_for(cohort, tmp_path / "w", segmentation=VOTE).model_dump(mode="json")
+                run = api.post(
+                    f"{service.api}/deployments/{deployment['id']}/create_flow_run",
+                    json={"parameters": {"settings": settings}},
+                ).json()
 
-            def state() -> str:
-                return str(api.get(f"{service.api}/flow_runs/{run['id']}").json()["state_type"])
+                def state() -> str:
+                    return str(api.get(f"{service.api}/flow_runs/{run['id']}").json()["state_type"])
 
-            until(lambda: state() in ("COMPLETED", "FAILED", "CRASHED"), "the run ends")
-            assert state() == "COMPLETED", api.get(f"{service.api}/flow_runs/{run['id']}").json()["state"]
+                until(lambda: state() in ("COMPLETED", "FAILED", "CRASHED"), "the run ends")
+                assert state() == "COMPLETED", api.get(f"{service.api}/flow_runs/{run['id']}").json()["state"]
             models = anyone.get(f"{mlflow}/api/2.0/mlflow/registered-models/search", auth=admin).json()
             assert [model["name"] for model in models["registered_models"]] == ["rfss-dataset.ellipses"]
         check = [sys.executable, "-m", "flows.cli", "serve", "--home", str(service.home), "--check"]

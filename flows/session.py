@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -95,8 +94,6 @@ def command_session(workspace: str, verbose: bool) -> Iterator[Console]:
     # Other libraries' notes to their developers belong into the log, not before a user's eyes.
     logging.captureWarnings(capture=True)
     logging.getLogger("py.warnings").propagate = False
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for library in ("mlflow", "alembic"):
         logging.getLogger(library).setLevel(logging.WARNING)
     with ExitStack() as stack:

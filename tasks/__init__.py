@@ -15,6 +15,10 @@ if os.environ.get("RFSS_LOG_FORMAT", "").lower() == "json":
     os.environ.setdefault("PREFECT_LOGGING_FORMATTERS_JSON_CLASS", "tasks.json_lines.JsonLines")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER", "json")
 
+# MLflow prints addresses and bars of its own between our lines, JSON ones too; the summary names the run.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
 # A hospital's machine must not phone home because it labels images. Set before Prefect, MLflow and the hub's client
 # are imported; whoever wants their telemetry sets the variables.
 for _variable, _value in {

@@ -21,7 +21,7 @@ from flows.service.home import Addresses, Home
 from flows.service.metrics import served_metrics
 from flows.service.processes import Guarded, asks_for_password, find, mlflow_answers, prefect_answers
 from flows.service.runner import RunnerOptions
-from rfss_core.errors import ExecutionError, SettingsError
+from rfss_core.errors import ExecutionError, PortTakenError, ServerAccessError, SettingsError
 from rfss_core.settings.observability import FOLDER_VARIABLE
 
 START_S = 300.0
@@ -104,7 +104,7 @@ class Service:
             served = served_metrics(settings.home.metrics, settings.host, settings.metrics_port)
             metrics = self._stack.enter_context(served)
         servers = []
-        if find(settings.host, settings.port, "Prefect", "--port", lambda: prefect_answers(api)):
+        if _prefect_runs(settings.host, settings.port, api):
             self.found.append("Prefect")
         else:
             servers.append((self._prefect(api), lambda: prefect_answers(api)))
@@ -181,6 +181,24 @@ class Service:
         process = Guarded(name, [sys.executable, *command], environment, self._settings.home.logs)
         self._processes.append(process)
         return process
+
+
+def _prefect_runs(host: str, port: int, api: str) -> bool:
+    """Return whether the Prefect server runs already.
+
+    Raises:
+        ServerAccessError: one does, and it refuses our credentials.
+        PortTakenError: something else listens there.
+    """
+    try:
+        return find(host, port, "Prefect", "--port", lambda: prefect_answers(api))
+    except PortTakenError:
+        if not asks_for_password(f"{api}/admin/version"):
+            raise
+        raise ServerAccessError(
+            f"the Prefect server at '{api}' asks for a password; give --secure the folder of `rfss secure` that holds "
+            "it, or set PREFECT_API_AUTH_STRING to its user:password"
+        ) from None
 
 
 def is_ready(addresses: Addresses) -> bool:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -81,6 +82,10 @@ def test_wrong_credentials_are_one_line_that_names_the_setting(
                 assert error.count("\n") == 1
                 assert f"the Prefect server at '{locked}' {said}" in error
                 assert "set PREFECT_API_AUTH_STRING to its user:password" in error
+    assert rfss("serve", "--home", tmp_path / "home", "--port", urlsplit(locked).port) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"the Prefect server at '{locked}' asks for a password; give --secure" in error
     with temporary_settings({PREFECT_API_URL: locked, PREFECT_API_AUTH_STRING: PASSWORD}):
         assert rfss("automations") == 0
     assert "set up 'RFSS: zombie run is crashed'" in capsys.readouterr().out

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 
 from tasks.events_out import send_event
 
 HEARTBEAT = "prefect.flow-run.heartbeat"
+START = timedelta(minutes=5)
+"""After this time a served run that is still pending has no process."""
 _PAGE = 200
 
 
 def watch_again(client: SyncPrefectClient) -> int:
-    """Send one heartbeat for each run that the server believes to be at work and that sent some itself.
+    """Send one heartbeat for each run that the server believes to be at work and that seems to have had a heart.
 
     The automation for zombies acts on silence after a heartbeat. What it awaits is lost where it is set up anew, and a
     server that was killed may never have noted it; a run that died with it would be running for ever. A run that lives
@@ -29,18 +33,30 @@ def watch_again(client: SyncPrefectClient) -> int:
     Raises:
         httpx.HTTPError: the server does not answer, or with an error.
     """
-    running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
-    runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(state=running), limit=_PAGE)
+    at_work = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING]))
+    runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(state=at_work), limit=_PAGE)
     return sum(
-        send_event(HEARTBEAT, resource, run.name, {})
+        send_event(HEARTBEAT, f"prefect.flow-run.{run.id}", run.name, {})
         for run in runs
-        if _has_a_heart(client, resource := f"prefect.flow-run.{run.id}")
+        if _never_began(run) or _sent_heartbeats(client, run)
     )
 
 
-def _has_a_heart(client: SyncPrefectClient, resource: str) -> bool:
+def _never_began(run: FlowRun) -> bool:
+    """Return whether a served run's process seems to have died before its first heartbeat.
+
+    A worker of a pool may wait that long for a machine; a served run is a process that its runner starts at once.
+    """
+    if run.state is None or not run.state.is_pending() or run.deployment_id is None or run.work_pool_name is not None:
+        return False
+    return datetime.now(UTC) - run.state.timestamp > START
+
+
+def _sent_heartbeats(client: SyncPrefectClient, run: FlowRun) -> bool:
     """Return whether a run ever sent a heartbeat: one that never does is silent, not dead."""
-    asked = EventFilter(event=EventNameFilter(name=[HEARTBEAT]), resource=EventResourceFilter(id=[resource]))
+    asked = EventFilter(
+        event=EventNameFilter(name=[HEARTBEAT]), resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"])
+    )
     answer = client.request("POST", "/events/filter", json={"filter": asked.model_dump(mode="json"), "limit": 1})
     answer.raise_for_status()
     return bool(answer.json()["events"])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import yaml
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from service import ENDED, ServiceUnderTest, clean_environment, serving, until
 
+from flows.service import zombies
 from flows.service.automations import FILE, set_up
 from flows.service.zombies import HEARTBEAT
 from tasks.events_out import send_event
@@ -305,7 +307,9 @@ def test_nothing_outlives_a_kill_and_its_run_is_crashed_and_goes_on(brains: Path
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "finished chunks were done again"
 
 
-def test_an_automation_that_is_set_up_anew_marks_a_zombie(service: ServiceUnderTest, tmp_path: Path) -> None:
+def test_an_automation_that_is_set_up_anew_marks_a_zombie(
+    service: ServiceUnderTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     document = yaml.safe_load(FILE.read_text())
     [zombie] = [each for each in document["automations"] if "zombie" in each["name"]]
     file = tmp_path / "sooner.yaml"
@@ -317,15 +321,23 @@ def test_an_automation_that_is_set_up_anew_marks_a_zombie(service: ServiceUnderT
     flow = service.call("POST", "/flows/", name="zombies")
     running = {"type": "RUNNING", "name": "Running"}
     dead, silent = (service.call("POST", "/flow_runs/", flow_id=flow["id"], state=running)["id"] for _ in range(2))
+    # As a runner leaves it that is killed while it starts a run's process.
+    served = service.deployment("label-dataset/label-dataset")
+    starting = {"flow_id": served["flow_id"], "deployment_id": served["id"], "state": {"type": "PENDING"}}
+    monkeypatch.setattr(zombies, "START", timedelta(seconds=20))
+    old = service.call("POST", "/flow_runs/", **starting)["id"]
     wait_at_most(600)
     with temporary_settings({PREFECT_API_URL: service.api}):
         assert set_up(file=file) == ["set up 'sooner'"]
         assert send_event(HEARTBEAT, f"prefect.flow-run.{dead}", "zombie", {})
-        until(lambda: "runs at work: 1; whichever stays silent is marked as crashed" in set_up(file=file), "it is seen")
+        until(lambda: "runs at work: 2; whichever stays silent is marked as crashed" in set_up(file=file), "it is seen")
         assert set_up(file=file)[0] == "up to date 'sooner'"
+        fresh = service.call("POST", "/flow_runs/", **starting)["id"]
         wait_at_most(10)
         # Prefect forgets whom it waits for.
         assert set_up(file=file)[0] == "brought up to date 'sooner'"
-    assert service.ended(dead)["state_type"] == "CRASHED"
-    assert "No sign of life" in service.run(dead)["state"]["message"]
+    for zombie_id in (dead, old):
+        assert service.ended(zombie_id)["state_type"] == "CRASHED"
+        assert "No sign of life" in service.run(zombie_id)["state"]["message"]
     assert service.run(silent)["state_type"] == "RUNNING", "a run that never sent heartbeats is not watched"
+    assert service.run(fresh)["state_type"] == "PENDING", "a process takes its time to start"

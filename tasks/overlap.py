@@ -17,6 +17,7 @@ Result = TypeVar("Result")
 POLL_S = 0.01
 WIDTH = 3
 """One chunk that reads, one that computes, one that writes."""
+_START = threading.Thread.start.__code__
 
 
 class _Stopped(BaseException):
@@ -62,21 +63,26 @@ def overlapped(
 
 
 def _interrupt(busy: set[int]) -> None:
-    """Raise :class:`_Stopped` in each of the threads, as soon as it imports nothing."""
+    """Raise :class:`_Stopped` in each of the threads, as soon as it is where that does no harm."""
     waiting = set(busy)
     while waiting := waiting & busy:
         for thread in list(waiting):
-            if not _imports(thread):
+            if not _must_go_on(thread):
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_Stopped))
                 waiting.discard(thread)
         time.sleep(POLL_S)
 
 
-def _imports(thread: int) -> bool:
-    # An import that is interrupted keeps its module's lock for ever: whoever imports that module next never returns.
+def _must_go_on(thread: int) -> bool:
+    """Return whether a thread imports or starts another thread.
+
+    An import that is interrupted keeps its module's lock for ever: whoever imports that module next never returns. A
+    thread that was started a moment ago has its parent's identity until it first runs, and gets what is raised in the
+    parent: it dies, and the parent waits for its start for ever (zarr's event loop, say).
+    """
     frame = sys._current_frames().get(thread)  # noqa: SLF001 - the one way to see another thread's stack
     while frame is not None:
-        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+        if frame.f_globals.get("__name__") == "importlib._bootstrap" or frame.f_code is _START:
             return True
         frame = frame.f_back
     return False

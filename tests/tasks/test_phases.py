@@ -95,3 +95,21 @@ def test_an_import_ends_before_its_thread_is_stopped(tmp_path: Path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         results.throw(KeyboardInterrupt())
     assert sys.modules["slow_to_import"].whole
+
+
+@pytest.mark.timeout(60)
+def test_a_thread_that_is_being_started_is_not_stopped_in_the_place_of_its_parent() -> None:
+    """Until it first runs it has its parent's identity; dead before it began, it was waited for for ever."""
+
+    def call(number: int) -> None:
+        while number:
+            started = threading.Thread(target=int)
+            started.start()
+            started.join()
+            time.sleep(0.0005)
+
+    for _ in range(60):
+        results = overlapped(call, range(3))
+        assert next(results)[0] == 0
+        with pytest.raises(KeyboardInterrupt):
+            results.throw(KeyboardInterrupt())

@@ -27,10 +27,10 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 # Written last: a set-up that was interrupted has no stamp and is gone over again by the next call.
 STAMP := $(VENV)/.rfss-ready
 
-.PHONY: help setup demo test test-slow soak lint types format clean distclean
+.PHONY: help setup demo test test-invariants test-slow soak lint types format clean distclean
 
 help:  ## Show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## Make the virtual environment and install everything into it
 
@@ -98,6 +98,9 @@ test: $(STAMP)  ## Run the tests, but for the slow ones
 
 test-slow: $(STAMP)  ## Run the slow tests, but for the soak
 	@$(BIN)/python -m pytest -m "slow and not soak" -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+test-invariants: $(STAMP)  ## Run the slow tests that CI runs, too
+	@$(BIN)/python -m pytest -m "slow and invariant" -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 soak: $(STAMP)  ## Kill driver, workers and scheduler of real runs again and again
 	@$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)

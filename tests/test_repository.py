@@ -122,7 +122,7 @@ def test_the_licence_is_apache_2() -> None:
 def test_scripts_can_be_run() -> None:
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=True)
-    wanted = {"demo", "test", "test-slow", "soak", "lint", "types", "clean", "help"}
+    wanted = {"demo", "test", "test-invariants", "test-slow", "soak", "lint", "types", "clean", "help"}
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert wanted <= set(re.findall(r"make ([a-z-]+)", listed))
 

@@ -36,6 +36,8 @@ def labelling(phantoms: Path, workspace: Path, executor: str, *more: str) -> Lab
     return Labelling(phantoms, workspace, options, {"PREFECT_HOME": str(prefect), "PREFECT_API_URL": ""})
 
 
+@pytest.mark.slow
+@pytest.mark.invariant
 @pytest.mark.timeout(1200)
 def test_a_stopped_run_goes_on_and_leaves_no_process_behind(
     phantoms: Path, tmp_path: Path, prefect_server: str

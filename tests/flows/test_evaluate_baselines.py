@@ -95,6 +95,8 @@ def test_a_network_without_a_sound_record_is_trained_again(cohort: Path, shared:
     assert again.dice == first.dice
 
 
+@pytest.mark.slow
+@pytest.mark.invariant
 def test_workers_load_the_network_and_give_the_same_masks(cohort: Path, shared: Path) -> None:
     inline = run(cohort, shared, segmenter="unet")
     shutil.rmtree(shared / "records" / "segment")

@@ -168,6 +168,8 @@ def test_the_run_and_its_data_set_are_in_mlflow(done: tuple[Path, Summary]) -> N
     assert str(version.version) == summary.dataset.version
 
 
+@pytest.mark.slow
+@pytest.mark.invariant
 def test_dask_workers_give_the_same_pseudo_labels(done: tuple[Path, Summary], cohort: Path, tmp_path: Path) -> None:
     workspace, summary = done
     settings = settings_for(cohort, tmp_path / "local", execution={"executor": "local", "workers": 2})

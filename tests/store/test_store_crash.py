@@ -54,7 +54,7 @@ def check_trusted_is_sound(stage: StageStore) -> dict[str, dict[str, str]]:
     return outputs
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.invariant])])
 def test_a_writer_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path, kills: int) -> None:
     draw = random.Random(7)
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"

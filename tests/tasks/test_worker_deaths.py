@@ -49,6 +49,7 @@ def work(workspace: str, deadly: frozenset[str], unit: WholeCases) -> ChunkRepor
 
 
 @pytest.mark.slow
+@pytest.mark.invariant
 @pytest.mark.timeout(900)
 def test_cases_that_end_their_worker_are_set_aside_and_no_other(tmp_path: Path) -> None:
     cohort = write_cohort(tmp_path / "cohort", patients=2, labelled=1)
@@ -103,6 +104,7 @@ def addresses_ever(dask_scheduler: Any) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.invariant
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("mode", ["sys.exit", "graceful", "segfault"])
 def test_workers_killed_at_random_change_nothing(mode: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
@@ -57,11 +58,13 @@ def open_client(settings: ExecutionSettings, cores: int) -> Iterator[Place]:
         share: int | None
         if settings.executor == "local":
             workers = settings.workers or cores
-            place = stack.enter_context(local_cluster(workers))
+            with _deaf_to_interrupts():
+                place = stack.enter_context(local_cluster(workers))
             name, share = f"local, {workers} workers", settings.threads or max(1, cores // workers)
         elif settings.executor == "gpus":
             devices = gpu_names()[: settings.workers]
-            place = stack.enter_context(gpu_cluster(devices))
+            with _deaf_to_interrupts():
+                place = stack.enter_context(gpu_cluster(devices))
             name, share = f"gpus, {len(devices)} workers", settings.threads or max(1, cores // len(devices))
         elif settings.executor == "cluster":
             assert settings.cluster is not None
@@ -72,6 +75,22 @@ def open_client(settings: ExecutionSettings, cores: int) -> Iterator[Place]:
         client = stack.enter_context(_connected(place))
         _wait_for_worker(client, name, wait_s, settings)
         yield Place(client, name, share, wait_s)
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C from the worker processes of a cluster that is started inside: it is the driver's, which stops them.
+
+    A terminal sends it to the whole process group, and a worker would fill the screen with its traceback. Threads and
+    processes inherit the mask: the cluster's event loop, and so each worker, those that adaptive scaling adds too.
+    """
+    # Whichever thread starts it unblocks SIGINT afterwards.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def local_cluster(workers: int) -> LocalCluster:

@@ -59,7 +59,7 @@ class ServiceUnderTest:
             self.process.send_signal(number)
         return self.process.wait(PATIENCE_S)
 
-    def call(self, method: str, path: str, **body: Any) -> Any:
+    def request(self, method: str, path: str, **body: Any) -> httpx.Response:
         for _ in range(10):
             answer = httpx.request(
                 method, f"{self.api}{path}", timeout=60, trust_env=False, **({"json": body} if body else {})
@@ -68,6 +68,10 @@ class ServiceUnderTest:
                 break
             # A sqlite that was busy for too long; Prefect's own client tries again, too.
             time.sleep(1)
+        return answer
+
+    def call(self, method: str, path: str, **body: Any) -> Any:
+        answer = self.request(method, path, **body)
         assert answer.is_success, f"{answer.status_code}: {answer.text}"
         return answer.json() if answer.content else None
 
@@ -76,8 +80,8 @@ class ServiceUnderTest:
 
     def start(self, name: str, settings: dict[str, Any]) -> httpx.Response:
         """Start a run as the UI's form does."""
-        path = f"{self.api}/deployments/{self.deployment(name)['id']}/create_flow_run"
-        return httpx.post(path, json={"parameters": {"settings": settings}}, timeout=60, trust_env=False)
+        path = f"/deployments/{self.deployment(name)['id']}/create_flow_run"
+        return self.request("POST", path, parameters={"settings": settings})
 
     def run(self, run_id: str) -> dict[str, Any]:
         return dict(self.call("GET", f"/flow_runs/{run_id}"))

@@ -72,6 +72,22 @@ def one_worker():
         yield opened
 
 
+def interrupted(value: int) -> int:
+    os.kill(os.getpid(), signal.SIGINT)
+    return os.getpid()
+
+
+def test_ctrl_c_is_the_drivers_alone(one_worker: Executor) -> None:
+    """A terminal sends it to the workers, too; one that has died comes back and is as deaf."""
+    pids = {pid for _, pid in one_worker.map(interrupted, [0, 1])}
+    assert len(pids) == 1
+    assert isinstance(dict(one_worker.map(die, [2]))[2], Failure)
+    again = {pid for _, pid in one_worker.map(interrupted, [0, 1])}
+    assert len(again) == 1
+    assert again != pids
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 def test_a_dying_worker_is_a_failure_of_its_item_alone(one_worker: Executor) -> None:
     noted: list[tuple[int, str]] = []
     outcomes = dict(one_worker.map(die, [1, 2, 3], noted=lambda item, retry: noted.append((item, retry.reason))))

@@ -282,7 +282,6 @@ def test_it_stops_in_order(tmp_path: Path) -> None:
     assert "stopped; databases and logs stay where they are" in service.said
 
 
-@pytest.mark.invariant
 def test_nothing_outlives_a_kill_and_its_run_is_crashed_and_goes_on(brains: Path, tmp_path: Path) -> None:
     name, settings = "label-dataset/label-dataset", asked(brains, tmp_path / "w", dataset="brains")
     records = tmp_path / "w" / "records" / "embed"

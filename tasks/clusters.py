@@ -58,13 +58,11 @@ def open_client(settings: ExecutionSettings, cores: int) -> Iterator[Place]:
         share: int | None
         if settings.executor == "local":
             workers = settings.workers or cores
-            with _deaf_to_interrupts():
-                place = stack.enter_context(local_cluster(workers))
+            place = stack.enter_context(local_cluster(workers))
             name, share = f"local, {workers} workers", settings.threads or max(1, cores // workers)
         elif settings.executor == "gpus":
             devices = gpu_names()[: settings.workers]
-            with _deaf_to_interrupts():
-                place = stack.enter_context(gpu_cluster(devices))
+            place = stack.enter_context(gpu_cluster(devices))
             name, share = f"gpus, {len(devices)} workers", settings.threads or max(1, cores // len(devices))
         elif settings.executor == "cluster":
             assert settings.cluster is not None
@@ -93,6 +91,7 @@ def _deaf_to_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@_deaf_to_interrupts()
 def local_cluster(workers: int) -> LocalCluster:
     """Return worker processes on this machine, each started again by its nanny when it dies."""
     cluster = LocalCluster(
@@ -127,6 +126,7 @@ def gpu_names() -> list[str]:
     return names[:count]
 
 
+@_deaf_to_interrupts()
 def gpu_cluster(devices: list[str]) -> SpecCluster:
     """Return one nanny a GPU, whose worker sees this GPU alone and has one thread.
 

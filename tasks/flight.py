@@ -38,6 +38,8 @@ BATCH_S = 0.25
 """Work of one Dask task, where items are shorter than that."""
 BATCH_ITEMS = 64
 COUNT_EVERY_S = 1.0
+AGAIN_S = 0.2
+"""Between two tries to tell all workers, of which one died."""
 
 
 class DaskExecutor:
@@ -118,13 +120,27 @@ class DaskExecutor:
     @contextmanager
     def _known_to_workers(self, work: Work) -> Iterator[str]:
         name = f"rfss-{work.stage or 'work'}-{uuid.uuid4().hex[:12]}"
-        self.client.register_plugin(WorkPlugin(name, cloudpickle.dumps(work)), name=name)
+        self._tell_workers(WorkPlugin(name, cloudpickle.dumps(work)))
         try:
             yield name
         finally:
             # A scheduler that went away has forgotten it already.
             with suppress(OSError, TimeoutError, ValueError):
                 self.client.unregister_worker_plugin(name)
+
+    def _tell_workers(self, plugin: WorkPlugin) -> None:
+        """Register the plugin; a worker that dies while it is told of it fails the whole call, and others need it."""
+        since = time.monotonic()
+        while True:
+            try:
+                self.client.register_plugin(plugin, name=plugin.name)
+            except (OSError, TimeoutError) as error:
+                self.check_connection()
+                if time.monotonic() - since > self.wait_s:
+                    raise self._lost() from error
+                time.sleep(AGAIN_S)
+            else:
+                return
 
     def _lost(self) -> ExecutionError:
         return ExecutionError(
@@ -231,19 +247,23 @@ class _Flight:
         alone = self._guest in indices
         if alone:
             self._guest = None
-        if future.status == "finished":
-            for index, data in zip(indices, future.result(), strict=True):
-                yield self._items[index], self._unpacked(index, data)
-            return
-        if future.status != "error":
+        if future.status not in ("finished", "error"):
             self._executor.check_connection()
-            yield from self._put_back(indices, self._lost, ExecutionError(f"the scheduler has {future.status} it"))
+            yield from self._after_loss(indices, _lost_by(future.status), alone=alone)
             return
-        error = future.exception()
-        if isinstance(error, KilledWorker):
+        try:
+            # Even a finished one can fail: its worker died before the result was fetched, as did who ran it again.
+            results = future.result()
+        except Exception as error:  # noqa: BLE001 - not the items' own: theirs come back as results
+            yield from self._after_loss(indices, error, alone=alone)
+            return
+        for index, data in zip(indices, results, strict=True):
+            yield self._items[index], self._unpacked(index, data)
+
+    def _after_loss(self, indices: list[int], error: Exception, *, alone: bool) -> Iterator[tuple[Any, Any]]:
+        if isinstance(error, KilledWorker | WorkerDiedError):
             yield from self._after_death(indices, alone=alone)
         else:
-            # Not the items' own: theirs come back as results.
             yield from self._put_back(indices, self._lost, error)
 
     def _unpacked(self, index: int, data: bytes) -> Any:
@@ -288,3 +308,10 @@ class _Flight:
                 )
             again = self._alone if self._deaths[index] >= DEATHS_IN_COMPANY or alone else self._careful
             again.append(index)
+
+
+def _lost_by(status: str | None) -> ExecutionError:
+    """Return what it means that a task is neither finished nor an error."""
+    if status == "lost":
+        return WorkerDiedError("its worker process ended before its result was fetched")
+    return ExecutionError(f"the scheduler has {status} it")

@@ -286,7 +286,8 @@ class Files:
         local = self.local_path(path)
         with self._storing("removing", path):
             if local is not None:
-                if local.exists():
+                # Not `if it exists`: another process may be removing it, too.
+                with suppress(FileNotFoundError):
                     local.unlink()
                     sync(local.parent)
                 return

@@ -181,15 +181,19 @@ def take(
 
 def read_lease(files: Files) -> tuple[int, LeaseFile] | None:
     """Return the number and content of the lease that counts; None where there never was one."""
-    for number in reversed(_numbers(files)):
-        data = files.read_many([_path(number)])
-        if not data:
-            continue
-        try:
-            return number, LeaseFile(**json.loads(data[_path(number)]))
-        except (ValueError, TypeError):
-            # Torn or foreign: its number counts, its owner says nothing.
-            return number, _NOBODY
+    numbers, seen = _numbers(files), None
+    while numbers != seen:
+        for number in reversed(numbers):
+            data = files.read_many([_path(number)])
+            if not data:
+                continue
+            try:
+                return number, LeaseFile(**json.loads(data[_path(number)]))
+            except (ValueError, TypeError):
+                # Torn or foreign: its number counts, its owner says nothing.
+                return number, _NOBODY
+        # Cleared away between the two looks, by who has a higher one.
+        numbers, seen = _numbers(files), numbers
     return None
 
 
@@ -236,6 +240,8 @@ def _taken(files: Files, content: LeaseFile, waiting: Callable[[str], None] | No
                     files.remove(_path(old))
             if (latest := read_lease(files)) is not None and latest[1].owner == content.owner:
                 return Lease(files, number, content)
+            # The number had been free again: two were quicker, and the second cleared the first's away.
+            files.remove(_path(number))
         # Another run was quicker: look at its lease.
 
 

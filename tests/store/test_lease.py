@@ -158,6 +158,30 @@ def test_of_many_at_once_one_wins(root_url: str) -> None:
     assert len(files.names("lease")) == 1
 
 
+@pytest.mark.parametrize("slow_at", ["read_many", "create"])
+def test_two_runs_that_come_and_go_between_two_looks_leave_nothing_in_doubt(
+    root_url: str, monkeypatch: pytest.MonkeyPatch, slow_at: str
+) -> None:
+    """Whoever is slow finds its number free again, because the second run cleared the first's away."""
+    files, slow = Files(root_url), Files(root_url)
+    with take(files, 30.0, "first"):
+        pass
+    quick = getattr(slow, slow_at)
+    held = ExitStack()
+
+    def late(*arguments: object) -> object:
+        monkeypatch.setattr(slow, slow_at, quick)
+        with take(files, 30.0, "second"):
+            pass
+        held.enter_context(take(files, 30.0, "third"))
+        return quick(*arguments)
+
+    monkeypatch.setattr(slow, slow_at, late)
+    with held, pytest.raises(WorkspaceBusyError, match="'third' on"), take(slow, 30.0, "late"):
+        pass
+    assert files.names("lease") == ["00000003.json"]
+
+
 def test_a_damaged_lease_is_watched_and_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = Files(tmp_path)
     files.write_bytes("lease/00000007.json", b"{")

@@ -5,15 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import cloudpickle
 import pytest
+from dask.distributed import Future
 from pydantic import ValidationError
 
 from rfss_core.errors import CaseError, ExecutionError, NoDeviceError, SettingsError, WorkerDiedError
 from rfss_core.settings import ExecutionSettings
+from tasks import flight
 from tasks.execution import Executor, Failure, open_executor
+from tasks.worker import WorkPlugin
 
 # Workers cannot import test modules.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -97,6 +104,56 @@ def test_a_dying_worker_is_a_failure_of_its_item_alone(one_worker: Executor) -> 
     assert "ended 1 times while it ran alone" in str(failure.error)
     assert (outcomes[1], outcomes[3]) == (1, 3)
     assert noted.count((2, "killed_worker")) == 2
+
+
+class DiesWhenTold(WorkPlugin):
+    """Ends the first worker that it comes to, while the scheduler waits for its answer."""
+
+    marker: ClassVar[Path]
+
+    def __init__(self, name: str, payload: bytes) -> None:
+        super().__init__(name, payload)
+        self.path = self.marker
+
+    def setup(self, worker: object) -> None:
+        if not self.path.exists():
+            self.path.touch()
+            os._exit(1)
+        super().setup(worker)
+
+
+def test_a_worker_that_dies_while_it_is_told_of_the_work_ends_nothing(
+    one_worker: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flight, "WorkPlugin", DiesWhenTold)
+    DiesWhenTold.marker = tmp_path / "died"
+    assert dict(one_worker.map(square, [1, 2, 3])) == {1: 1, 2: 4, 3: 9}
+    assert DiesWhenTold.marker.exists()
+
+
+def ends_afterwards(value: int) -> int:
+    if value == 2:
+        threading.Timer(0.2, os._exit, (1,)).start()
+    return value
+
+
+@pytest.mark.slow
+@pytest.mark.invariant
+def test_a_worker_that_dies_before_its_result_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its status is then neither finished nor an error, and its end is a death like any other."""
+    settle = flight._Flight._settle
+
+    def late(self: flight._Flight, future: Future[object]) -> Iterator[tuple[object, object]]:
+        if 1 in self._running[future.key]:
+            time.sleep(0.6)
+        return settle(self, future)
+
+    monkeypatch.setattr(flight._Flight, "_settle", late)
+    with open_executor(ExecutionSettings(executor="local", workers=1)) as executor:
+        outcomes = dict(executor.map(ends_afterwards, [1, 2, 3]))
+    assert (outcomes[1], outcomes[3]) == (1, 3)
+    assert isinstance(outcomes[2], Failure)
+    assert isinstance(outcomes[2].error, WorkerDiedError)
 
 
 def test_a_function_that_workers_cannot_import_fails_its_items_and_nothing_else(one_worker: Executor) -> None:

@@ -41,7 +41,8 @@ from rfss_core.events import EventStream
 from rfss_core.settings import EmbeddingSettings, ExecutionSettings, LabelSettings
 from rfss_core.store import Workspace
 from tasks.chunks import finish_chunk, pending
-from tasks.execution import Executor, open_executor
+from tasks.execution import open_executor
+from tasks.executor import Executor
 from tasks.models import embedder_for
 from tasks.phases import Phases
 from tasks.progress import PrefectProgress, log_event

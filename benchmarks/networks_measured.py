@@ -6,10 +6,11 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from networks_bundle import Bundle, Job
 
 from flows.session import command_session
 from flows.study import place_of, prepare
@@ -19,9 +20,6 @@ from rfss_core.store.files import Files
 from rfss_core.study import CaseResult, Evaluation, PlannedRow, RowResult, StudySettings, plan_study
 from rfss_core.study.check import split_of
 from rfss_core.study.result import versions, write_row
-
-if TYPE_CHECKING:
-    from networks_elsewhere import Bundle, Job
 
 
 def keep(bundle: Bundle, results: Path, out: str, command: str, *, other_code: bool) -> int:

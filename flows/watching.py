@@ -14,7 +14,7 @@ from rfss_core import __version__
 from rfss_core.events import Event, RunEnded, RunStarted
 from rfss_core.settings import ObservabilitySettings
 from rfss_core.store.lease import Ended
-from tasks.execution import Load
+from tasks.executor import Load
 from tasks.exporter import exported, file_name
 from tasks.log_context import LogContext, run_context, source_folders
 from tasks.logs import current_log_settings, open_logs

@@ -14,7 +14,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import cloudpickle
 from dask.distributed import Client, Future, KilledWorker
@@ -22,12 +22,9 @@ from dask.typing import Key
 
 from rfss_core.errors import ExecutionError, WorkerDiedError
 from rfss_core.settings import ExecutionSettings
-from tasks.execution import Load, Noted
+from tasks.executor import Item, Load, Noted, Result
 from tasks.retry import Retry, RetryPolicy
 from tasks.worker import Failure, Ran, Work, WorkPlugin, run_batch
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 IN_FLIGHT_PER_WORKER = 3
 DEATHS_IN_COMPANY = 2
@@ -70,7 +67,7 @@ class DaskExecutor:
 
     @property
     def load(self) -> Load:
-        """See :class:`tasks.execution.Executor`."""
+        """See :class:`tasks.executor.Executor`."""
         return Load(self._workers, self.in_flight)
 
     @property
@@ -105,7 +102,7 @@ class DaskExecutor:
         alone: int | None = None,
         noted: Noted[Item] | None = None,
     ) -> Iterator[tuple[Item, Result | Failure]]:
-        """See :class:`tasks.execution.Executor`."""
+        """See :class:`tasks.executor.Executor`."""
         if not items:
             return
         work = Work(function, stage, self._cores, RetryPolicy.of(self._settings))

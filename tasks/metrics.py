@@ -24,7 +24,7 @@ from rfss_core.events import (
     StageFinished,
     StageStarted,
 )
-from tasks.execution import Load
+from tasks.executor import Load
 
 SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 """Upper ends of the buckets of a chunk's seconds."""

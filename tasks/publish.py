@@ -25,7 +25,7 @@ from tasks.embed import Embeddings
 from tasks.index import SupportIndex
 from tasks.label_files import encoded
 from tasks.phases import Phases
-from tasks.quality import QualityOutcome
+from tasks.quality_outcome import QualityOutcome
 from tasks.run import STAGE_TASK, ChunkReport, Run
 from tasks.segment import STAGE as SEGMENT_STAGE
 from tasks.segment import Masks, SegmentUnit

@@ -3,66 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from prefect import task
 
 from rfss_core.events import QualityMeasured
 from rfss_core.quality import (
-    AcceptancePoint,
-    CaseMeasurement,
     Decision,
     Gate,
     GateEvidence,
-    GateResult,
-    QualityPrediction,
-    QualitySummary,
     acceptance_curve,
     decide,
     summarise,
 )
 from rfss_core.quality.tables import SignalTable, predict_cases, predict_classes, predict_slices
-from rfss_core.quality.voxels import VoxelPoint
 from rfss_core.store import Manifest
 from tasks.assess import Assessment, read_labels
 from tasks.index import SupportIndex
 from tasks.quality_files import write_quality
+from tasks.quality_outcome import QualityOutcome
 from tasks.run import STAGE_TASK, ChunkReport, Run
 from tasks.segment import STAGE as SEGMENT_STAGE
 from tasks.segment import Masks
-
-
-@dataclass(frozen=True)
-class QualityOutcome:
-    """What is known about the pseudo-labels' quality. Cases are named by their ids."""
-
-    measurements: tuple[CaseMeasurement, ...]
-    summary: QualitySummary
-    fusion_summary: QualitySummary
-    """The same held-out cases labelled by majority vote of the retrieved masks."""
-    prediction: QualityPrediction
-    decisions: dict[str, Decision]
-    gate: GateResult
-    by_class: dict[str, QualityPrediction] = field(default_factory=dict)
-    """The same prediction for each class alone, by the class's name."""
-    slices: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """Unlabelled cases slice by slice: case_id, slice, predicted, lower, decision (see ``predict_slices``)."""
-    slice_prediction: QualityPrediction = field(default_factory=QualityPrediction)
-    """How well the Dice of slices is predicted; names no slice."""
-    acceptance: tuple[AcceptancePoint, ...] = ()
-    """Coverage against quality on the held-out cases."""
-    voxels: tuple[VoxelPoint, ...] = ()
-    """What levels of uncertainty are worth, on the held-out cases."""
-
-    @property
-    def slice_counts(self) -> dict[str, int]:
-        """Number of unlabelled cases' slices by decision."""
-        counts: dict[Any, int] = self.slices["decision"].value_counts().to_dict() if len(self.slices) else {}
-        return {name: int(counts.get(name, 0)) for name in ("accept", "review", "reject")}
 
 
 @task(name="quality", **STAGE_TASK)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from rfss_core.quality import METRICS_LIBRARY, QualityPrediction
+from tasks.quality_outcome import QualityOutcome
 from tasks.run import Run
-
-if TYPE_CHECKING:
-    from tasks.quality import QualityOutcome
 
 FOLDER = "quality"
 """Folder of the workspace: cases, slices and held_out as Parquet, quality.json."""

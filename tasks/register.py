@@ -24,8 +24,8 @@ from tasks.environment import environment_files
 from tasks.index import SupportIndex
 from tasks.mlflow_data import SupportSource
 from tasks.promotion import promote_by_policy
-from tasks.quality import QualityOutcome
 from tasks.quality_files import FOLDER as QUALITY
+from tasks.quality_outcome import QualityOutcome
 from tasks.queue import review_queue
 from tasks.report import write_run_report
 from tasks.run import STAGE_TASK, ChunkReport, Run

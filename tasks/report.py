@@ -26,7 +26,8 @@ from rfss_core.quality import (
 from rfss_core.retrieval import SupportSet
 from rfss_core.store import Manifest
 from tasks.index import SupportIndex, open_support
-from tasks.quality import QualityOutcome, read_mask
+from tasks.quality import read_mask
+from tasks.quality_outcome import QualityOutcome
 from tasks.queue import ReviewQueue
 from tasks.run import Run
 from tasks.segment import STAGE as SEGMENT_STAGE

@@ -24,11 +24,12 @@ from rfss_core.events import (
 from rfss_core.imaging import Quarantined, open_pseudonyms
 from rfss_core.settings import LabelSettings
 from rfss_core.store import Workspace
-from tasks.execution import Executor, Failure
+from tasks.executor import Executor
 from tasks.isolation import Divisible, is_blamable, isolate
 from tasks.log_context import log_fields
 from tasks.retry import Retry, describe, reason_of
 from tasks.throughput import Throughput
+from tasks.worker import Failure
 
 HOPELESS = 20
 """So many chunks that fail before any succeeds: the others are not tried, for the fault is in none of them."""

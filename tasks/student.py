@@ -19,21 +19,9 @@ from tasks.student_plan import StudentPlan
 from tasks.student_result import StudentResult, Tested, card_text
 from tasks.student_run import MODEL, StudentRun
 from tasks.students import register_student, registered_version
+from tasks.trained import Trained
 
 CHECKPOINT, RESULT = "checkpoint.safetensors", "student.json"
-
-
-class Trained:
-    """A trained network and its rounds; a plain class for the same reason.
-
-    Args:
-        model: the network.
-        rounds: of the training.
-    """
-
-    def __init__(self, model: SupervisedModel, rounds: list[Round]) -> None:
-        self.model = model
-        self.rounds = rounds
 
 
 def known_result(plan: StudentPlan) -> StudentResult | None:

@@ -23,9 +23,9 @@ from tasks.registry import DataRegistry
 from tasks.tracking import answering, metric_name
 
 if TYPE_CHECKING:
-    from tasks.student import Trained
     from tasks.student_plan import StudentPlan
     from tasks.student_result import Comparison, Tested
+    from tasks.trained import Trained
 
 MODEL = "model.safetensors"
 RUN = "mlflow_run.json"

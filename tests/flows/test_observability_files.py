@@ -27,7 +27,7 @@ from rfss_core.events import (
     StageFinished,
     StageStarted,
 )
-from tasks.execution import Load
+from tasks.executor import Load
 from tasks.json_lines import LINE_FIELDS
 from tasks.metrics import RunMetrics
 

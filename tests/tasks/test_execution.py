@@ -19,8 +19,9 @@ from pydantic import ValidationError
 from rfss_core.errors import CaseError, ExecutionError, NoDeviceError, SettingsError, WorkerDiedError
 from rfss_core.settings import ExecutionSettings
 from tasks import flight
-from tasks.execution import Executor, Failure, open_executor
-from tasks.worker import WorkPlugin
+from tasks.execution import open_executor
+from tasks.executor import Executor
+from tasks.worker import Failure, WorkPlugin
 
 # Workers cannot import test modules.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -29,7 +29,7 @@ from rfss_core.events import (
     StageStarted,
 )
 from rfss_core.settings import LabelSettings, ObservabilitySettings
-from tasks.execution import Load
+from tasks.executor import Load
 from tasks.exporter import exported, file_name
 from tasks.metrics import RunMetrics
 

@@ -20,7 +20,8 @@ from rfss_core.events import ChunkRetried, Event, EventStream
 from rfss_core.store import Chunk, Workspace
 from tasks.chunks import ChunkUnit, finish_chunk
 from tasks.embed import embed
-from tasks.execution import Executor, open_executor
+from tasks.execution import open_executor
+from tasks.executor import Executor
 from tasks.flight import DaskExecutor
 from tasks.ingest import ingest
 from tasks.run import ChunkReport, Run

@@ -50,7 +50,7 @@ def set_up(webhook: str | None = None, file: Path = FILE) -> list[str]:
             block = _block(webhook)
             lines = [_set_up(client, document, block) for document in documents]
             if watched := watch_again(client):
-                lines.append(f"runs at work: {watched}; whichever stays silent is marked as crashed")
+                lines.append(f"runs at work: {watched}; whichever stays silent is marked as crashed, or as cancelled")
             return [*lines, *unattended(client)]
     except httpx.TransportError as error:
         raise ExecutionError(

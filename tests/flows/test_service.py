@@ -311,12 +311,14 @@ def test_an_automation_that_is_set_up_anew_marks_a_zombie(
     service: ServiceUnderTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     document = yaml.safe_load(FILE.read_text())
-    [zombie] = [each for each in document["automations"] if "zombie" in each["name"]]
+    silent_ones = [each for each in document["automations"] if each["trigger"]["posture"] == "Proactive"]
+    assert len(silent_ones) == 2
     file = tmp_path / "sooner.yaml"
 
     def wait_at_most(seconds: int) -> None:
-        zombie["name"], zombie["trigger"]["within"] = "sooner", seconds
-        file.write_text(yaml.safe_dump({"automations": [zombie]}))
+        for number, each in enumerate(silent_ones):
+            each["name"], each["trigger"]["within"] = f"sooner {number}", seconds
+        file.write_text(yaml.safe_dump({"automations": silent_ones}))
 
     flow = service.call("POST", "/flows/", name="zombies")
     running = {"type": "RUNNING", "name": "Running"}
@@ -326,18 +328,23 @@ def test_an_automation_that_is_set_up_anew_marks_a_zombie(
     starting = {"flow_id": served["flow_id"], "deployment_id": served["id"], "state": {"type": "PENDING"}}
     monkeypatch.setattr(zombies, "START", timedelta(seconds=20))
     old = service.call("POST", "/flow_runs/", **starting)["id"]
+    cancelled = service.call("POST", "/flow_runs/", flow_id=flow["id"], state=running, tags=["rfss"])["id"]
+    service.call("POST", f"/flow_runs/{cancelled}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
     wait_at_most(600)
     with temporary_settings({PREFECT_API_URL: service.api}):
-        assert set_up(file=file) == ["set up 'sooner'"]
+        assert set_up(file=file)[:2] == ["set up 'sooner 0'", "set up 'sooner 1'"]
         assert send_event(HEARTBEAT, f"prefect.flow-run.{dead}", "zombie", {})
-        until(lambda: "runs at work: 2; whichever stays silent is marked as crashed" in set_up(file=file), "it is seen")
-        assert set_up(file=file)[0] == "up to date 'sooner'"
+        said = "runs at work: 3; whichever stays silent is marked as crashed, or as cancelled"
+        until(lambda: said in set_up(file=file), "all are seen")
+        assert set_up(file=file)[:2] == ["up to date 'sooner 0'", "up to date 'sooner 1'"]
         fresh = service.call("POST", "/flow_runs/", **starting)["id"]
         wait_at_most(10)
         # Prefect forgets whom it waits for.
-        assert set_up(file=file)[0] == "brought up to date 'sooner'"
+        assert set_up(file=file)[:2] == ["brought up to date 'sooner 0'", "brought up to date 'sooner 1'"]
     for zombie_id in (dead, old):
         assert service.ended(zombie_id)["state_type"] == "CRASHED"
         assert "No sign of life" in service.run(zombie_id)["state"]["message"]
+    assert service.ended(cancelled)["state_type"] == "CANCELLED"
+    assert "was gone already" in service.run(cancelled)["state"]["message"]
     assert service.run(silent)["state_type"] == "RUNNING", "a run that never sent heartbeats is not watched"
     assert service.run(fresh)["state_type"] == "PENDING", "a process takes its time to start"

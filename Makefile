@@ -90,8 +90,8 @@ demo: $(STAMP) $(DEMO)/.cohort  ## Label a cohort of cardiac phantoms, end to en
 	@echo "  $(BIN)/rfss label IMAGES --labels LABELS --workspace DIR"
 
 # The processes share the cores: without these each one's numeric libraries take all of them, and spin while they wait.
-test test-slow: export OMP_NUM_THREADS ?= 1
-test test-slow: export OMP_WAIT_POLICY ?= PASSIVE
+test test-invariants test-slow: export OMP_NUM_THREADS ?= 1
+test test-invariants test-slow: export OMP_WAIT_POLICY ?= PASSIVE
 
 test: $(STAMP)  ## Run the tests, but for the slow ones
 	@$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)

@@ -6,8 +6,12 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar, cast
 
+import httpx
+from prefect import Flow
+from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from rfss_core.errors import GateError, RfssError
@@ -31,14 +35,60 @@ def with_reasons(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def reasoned(*arguments: P.args, **options: P.kwargs) -> R:
         try:
-            return function(*arguments, **options)
+            result = function(*arguments, **options)
         except RfssError as error:
             log.debug("the run ends", exc_info=True)
+            _note(reasoned, error)
             return cast("R", Failed(name=failure_name(error), message=str(error), data=error))
+        _note(reasoned, result)
+        return result
 
     # Prefect builds the form from the annotations, and would look their names up in this module.
     reasoned.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
     return reasoned
+
+
+_noted: ContextVar[list[tuple[Callable[..., Any], Any]] | None] = ContextVar("_noted", default=None)
+
+
+def _note(function: Callable[..., Any], outcome: Any) -> None:
+    noted = _noted.get()
+    if noted is not None:
+        # Prefect replaces what a state carries.
+        noted.append((function, outcome.data if isinstance(outcome, State) else outcome))
+
+
+def outcome_of(flow: Flow[P, R], *arguments: P.args, **options: P.kwargs) -> R:
+    """Call a flow; its result is not lost with a server that went away.
+
+    A run needs the Prefect server when it begins and when it says how it ended. If its function had ended by then, what
+    it returned or raised counts.
+
+    Args:
+        flow: its function is decorated with :func:`with_reasons`.
+        arguments: of the flow.
+        options: of the flow.
+
+    Returns:
+        What the flow's function returned.
+
+    Raises:
+        httpx.TransportError: the server went away before the function had ended, or before it began.
+    """
+    noted: list[tuple[Callable[..., Any], Any]] = []
+    token = _noted.set(noted)
+    try:
+        return flow(*arguments, **options)
+    except httpx.TransportError as error:
+        ended = [outcome for function, outcome in noted if function is flow.fn]
+        if not ended:
+            raise
+        log.warning("the Prefect server went away (%s) and does not know that this run ended; all is recorded", error)
+        if isinstance(ended[-1], RfssError):
+            raise ended[-1] from None
+        return cast("R", ended[-1])
+    finally:
+        _noted.reset(token)
 
 
 def failure_name(error: RfssError) -> str:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 from rich.console import Console
@@ -15,9 +15,6 @@ from rich.console import Console
 from rfss_core.errors import ExecutionError
 from rfss_core.events import Event, Listener
 from rfss_core.store import Workspace
-
-if TYPE_CHECKING:
-    from tasks.summary import Summary
 
 LOG = "run.log"
 
@@ -37,25 +34,6 @@ def gone(error: Exception) -> ExecutionError:
         f"the Prefect server went away ({error}); finished work is kept: start the server, or unset PREFECT_API_URL, "
         "and start the same command again"
     )
-
-
-def recorded(workspace: str, error: Exception) -> Summary:
-    """Return what a run recorded that could not tell a Prefect server, gone in the middle, how it ended.
-
-    Args:
-        workspace: of the run.
-        error: what Prefect's client said at the end.
-
-    Raises:
-        ExecutionError: the run had not ended; it can be resumed.
-    """
-    from tasks.status import read_status
-    from tasks.summary import read_summary
-
-    if read_status(workspace).state != "finished":
-        raise gone(error) from error
-    log.warning("the Prefect server went away (%s) and does not know that this run ended; all is recorded", error)
-    return read_summary(workspace)
 
 
 @contextmanager

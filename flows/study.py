@@ -11,7 +11,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel
 
-from flows.endings import with_reasons
+from flows.endings import outcome_of, with_reasons
 from flows.evaluate import evaluate
 from flows.running import open_run
 from flows.session import terminal_listener
@@ -170,7 +170,7 @@ def _measure(
 def measure_row(row: PlannedRow, fingerprint: str, files: Files) -> RowResult:
     """Evaluate one row and keep its result."""
     log.info("study row: %s, seed %d", row.label, row.seed)
-    evaluation = evaluate(row.settings, row.test_patients, row.support_patients)
+    evaluation = outcome_of(evaluate, row.settings, row.test_patients, row.support_patients)
     place = row_file(fingerprint).replace(".json", ".yaml")
     local = files.local_path(place)
     result = RowResult(

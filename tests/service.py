@@ -1,4 +1,4 @@
-"""A real ``rfss serve`` for tests, and what a client of its Prefect API does."""
+"""A real ``rfss serve`` for tests, what a client of its Prefect API does, and Prefect servers that end."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.service.processes import prefect_answers
+from rfss_core.events import Event, StageFinished
+from tasks import progress
 
 PATIENCE_S = 600.0
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -129,3 +135,44 @@ def serving(home: Path, *options: str) -> Iterator[ServiceUnderTest]:
         yield service
     finally:
         service.end()
+
+
+@contextmanager
+def prefect_server(home: Path, port: int) -> Iterator[str]:
+    """A whole server, its scheduler and triggers included, with its database in a folder."""
+    home.mkdir(exist_ok=True)
+    command = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    api = f"http://127.0.0.1:{port}/api"
+    environment = {**clean_environment(), "PREFECT_HOME": str(home), "PREFECT_API_URL": api}
+    # Events are written every five seconds; a run of this test is not much longer.
+    environment["PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL"] = "0.2"
+    with (home / "prefect.log").open("ab") as log:
+        process = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log, env=environment)
+    try:
+        until(lambda: prefect_answers(api), "the server answers")
+        yield api
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def dying_server(home: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], bool]]:
+    """A server that commands of this process are told of, and that is killed when this stage has ended.
+
+    Yields:
+        Says whether it was.
+    """
+    with ExitStack() as server:
+        url = server.enter_context(prefect_server(home, free_port()))
+        plain, killed_after = progress.log_event, []
+
+        def kill_in_time(event: Event) -> None:
+            plain(event)
+            if isinstance(event, StageFinished) and event.stage == stage:
+                killed_after.append(event.stage)
+                server.close()
+
+        monkeypatch.setattr(progress, "log_event", kill_in_time)
+        with temporary_settings({PREFECT_API_URL: url}):
+            yield lambda: bool(killed_after)

@@ -90,11 +90,12 @@ def evaluate(
 
         start_prefect_server()
         from flows.console import show_evaluation
+        from flows.endings import outcome_of
         from flows.evaluate import evaluate as evaluate_flow
         from flows.session import command_session
 
         with command_session(settings.workspace, verbose) as console:
-            result = evaluate_flow(settings, test_patients, support_patients)
+            result = outcome_of(evaluate_flow, settings, test_patients, support_patients)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
     show_evaluation(console, result, out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import httpx
 import typer
 
 from flows.exit_codes import GATE_FAILED
@@ -95,19 +94,17 @@ def label(
 
     start_prefect_server()
     from flows.console import show_summary
+    from flows.endings import outcome_of
     from flows.label_dataset import label_dataset
-    from flows.session import command_session, recorded
+    from flows.session import command_session
     from tasks.summary import read_summary
 
     gate: GateError | None = None
     with command_session(settings.workspace, verbose) as console:
         try:
-            summary = label_dataset(settings)
+            summary = outcome_of(label_dataset, settings)
         except GateError as error:
             gate, summary = error, read_summary(settings.workspace)
-        except httpx.TransportError as error:
-            summary = recorded(settings.workspace, error)
-            gate = GateError("; ".join(summary.gate)) if summary.dataset.status == "rejected" else None
     show_summary(console, summary)
     if gate is not None:
         raise typer.Exit(GATE_FAILED)

@@ -54,6 +54,7 @@ def select(
 ) -> None:
     """Choose the slices to label next: those that, once labelled, leave the fewest others without a similar one."""
     from flows.console import show_selection
+    from flows.endings import outcome_of
     from flows.select_slices import output_folder, select_slices, with_workspace
     from flows.session import command_session
 
@@ -78,5 +79,5 @@ def select(
     with with_workspace(settings) as complete:
         check_places(complete)
         with command_session(complete.workspace, verbose) as console:
-            selection = select_slices(complete, str(place))
+            selection = outcome_of(select_slices, complete, str(place))
     show_selection(console, selection, place)

@@ -71,6 +71,7 @@ def study(
     from flows.server import start_prefect_server
 
     start_prefect_server()
+    from flows.endings import outcome_of
     from flows.session import command_session
     from flows.study import prepare
     from flows.study import study as study_flow
@@ -80,12 +81,12 @@ def study(
         from tasks.estimate import estimate
 
         with command_session(place, verbose) as console:
-            estimates = [estimate(plan, prepare(plan.study, str(out), place), Files(out)) for plan in plans]
+            estimates = [estimate(plan, outcome_of(prepare, plan.study, str(out), place), Files(out)) for plan in plans]
         for plan, found in zip(plans, estimates, strict=True):
             show_plan(console, plan, found)
         return
     with command_session(place, verbose) as console:
-        outcomes = [study_flow(one, str(out), place) for one in chosen]
+        outcomes = [outcome_of(study_flow, one, str(out), place) for one in chosen]
     for outcome in outcomes:
         show_study(console, outcome)
 

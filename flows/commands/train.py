@@ -66,11 +66,12 @@ def train(
     from flows.server import start_prefect_server
 
     start_prefect_server()
+    from flows.endings import outcome_of
     from flows.session import command_session
     from flows.train_console import show_student
     from flows.train_student import train_student
 
     home = found.origin.workspace
     with command_session(home.url if home is not None else str(Path.cwd()), verbose) as console:
-        result = train_student(settings)
+        result = outcome_of(train_student, settings)
     show_student(console, result)

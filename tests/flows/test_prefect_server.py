@@ -7,7 +7,6 @@ import datetime as dt
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,7 +22,7 @@ from prefect.settings import (
     PREFECT_SERVER_API_AUTH_STRING,
     temporary_settings,
 )
-from service import clean_environment, free_port, until
+from service import clean_environment, dying_server, free_port, prefect_server, until
 
 from flows import doctor
 from flows.cli import main
@@ -31,7 +30,6 @@ from flows.server import PrefectServer
 from flows.service.attendance import unattended
 from flows.service.automations import FILE, set_up
 from flows.service.deployments import Nightly, deployments
-from flows.service.processes import prefect_answers
 from tasks.status import read_status
 
 PASSWORD = "admin:a long enough password"
@@ -137,6 +135,29 @@ def test_a_server_that_goes_away_in_the_middle_and_comes_back(tmp_path: Path) ->
         until(lambda: state_of_the_run() == "CRASHED", "the run that the server lost sight of is marked")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("command", ["evaluate", "select", "study"])
+def test_a_server_that_goes_away_takes_no_result_with_it(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    places = ["--images", cohort / "images", "--labels", cohort / "labels"]
+    if command == "study":
+        file = tmp_path / "mine.yaml"
+        vote = {"name": "vote", "segmenter": "label-fusion", "k": 3}
+        file.write_text(yaml.safe_dump({"methods": [vote], "seeds": [0], "support_slices": 6, "test_patients": 2}))
+        given, result = ["study", file, *places, "--out", tmp_path / "o"], tmp_path / "o" / "mine" / "study.json"
+    elif command == "evaluate":
+        result = tmp_path / "figures.json"
+        given = ["evaluate", *places, "--segmenter", "label-fusion", "--k", 3, "--out", result]
+    else:
+        given, result = ["select", cohort / "images", "--n", 4, "--out", tmp_path / "o"], tmp_path / "o"
+    with dying_server(tmp_path / "home", "embed", monkeypatch) as killed:
+        assert rfss(*given) == 0
+        assert killed()
+    assert result.exists()
+
+
 def state_of_the_run() -> str:
     with get_client(sync_client=True) as client:
         [run] = client.read_flow_runs()
@@ -151,25 +172,6 @@ def sooner(folder: Path) -> Path:
     zombie["name"], zombie["trigger"]["within"] = "sooner", 45
     (folder / "sooner.yaml").write_text(yaml.safe_dump({"automations": [zombie]}))
     return folder / "sooner.yaml"
-
-
-@contextmanager
-def prefect_server(home: Path, port: int) -> Iterator[str]:
-    """A whole server, its scheduler and triggers included, with its database in a folder."""
-    home.mkdir(exist_ok=True)
-    command = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    api = f"http://127.0.0.1:{port}/api"
-    environment = {**clean_environment(), "PREFECT_HOME": str(home), "PREFECT_API_URL": api}
-    # Events are written every five seconds; a run of this test is not much longer.
-    environment["PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL"] = "0.2"
-    with (home / "prefect.log").open("ab") as log:
-        process = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log, env=environment)
-    try:
-        until(lambda: prefect_answers(api), "the server answers")
-        yield api
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_runs_that_nobody_would_start_are_said() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from cohorts import save
 from published import CLASSES, OBLIQUE, Published, by_brightness, publish_dataset, record_of, smooth
+from service import dying_server
 
 from flows.cli import main
 from flows.exit_codes import BAD_INPUT
@@ -337,6 +338,21 @@ def test_the_command_says_what_it_did(site: Published, trained: StudentResult, t
     assert done.returncode == 0, done.stderr
     assert f"student {trained.student}, data set hearts/1" in done.stdout
     assert "(trained before)" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_server_that_goes_away_takes_no_student_with_it(
+    site: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "student.yaml"
+    config.write_text(json.dumps({"training": TRAINING, "device": "cpu", "seed": 7}))
+    command = ["train", "hearts@candidate", "--workspace", str(site.workspace), "--config", str(config)]
+    with dying_server(tmp_path / "home", "train", monkeypatch) as killed, pytest.raises(SystemExit) as ended:
+        main(command)
+    assert killed()
+    assert not ended.value.code
+    assert "data set hearts/1" in capsys.readouterr().out
 
 
 @pytest.mark.slow

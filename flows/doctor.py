@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -75,9 +76,13 @@ def _workers() -> str:
     from dask.distributed import Client
 
     from tasks.clusters import local_cluster
+    from tasks.interrupts import put_off
 
-    # The run's own: no fixed port, which another cluster of the machine may hold.
-    with local_cluster(1) as cluster, Client(cluster) as client:
+    with ExitStack() as stack:
+        with put_off():
+            # The run's own: no fixed port, which another cluster of the machine may hold.
+            cluster = stack.enter_context(local_cluster(1))
+        client = stack.enter_context(Client(cluster))
         return f"a Dask worker adds 1 and 1: {client.submit(sum, [1, 1]).result(timeout=60)}"
 
 

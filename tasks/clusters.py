@@ -8,7 +8,6 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
@@ -19,6 +18,7 @@ from distributed.security import Security
 from rfss_core.errors import ExecutionError, NoDeviceError, RfssError, SettingsError
 from rfss_core.settings import ExecutionSettings
 from rfss_core.settings.execution import ClusterSettings
+from tasks.interrupts import deaf_to_interrupts, put_off
 
 LOOPBACK = "127.0.0.1"
 """The scheduler runs any code that it is sent: clusters of this machine listen to this machine alone."""
@@ -58,15 +58,18 @@ def open_client(settings: ExecutionSettings, cores: int) -> Iterator[Place]:
         share: int | None
         if settings.executor == "local":
             workers = settings.workers or cores
-            place = stack.enter_context(local_cluster(workers))
+            with put_off():
+                place = stack.enter_context(local_cluster(workers))
             name, share = f"local, {workers} workers", settings.threads or max(1, cores // workers)
         elif settings.executor == "gpus":
             devices = gpu_names()[: settings.workers]
-            place = stack.enter_context(gpu_cluster(devices))
+            with put_off():
+                place = stack.enter_context(gpu_cluster(devices))
             name, share = f"gpus, {len(devices)} workers", settings.threads or max(1, cores // len(devices))
         elif settings.executor == "cluster":
             assert settings.cluster is not None
-            place = stack.enter_context(described_cluster(settings.cluster, settings.workers))
+            with put_off():
+                place = stack.enter_context(described_cluster(settings.cluster, settings.workers))
             name, share, wait_s = settings.cluster.class_path, settings.threads, settings.cluster.wait_s
         else:
             place, name, share = settings.executor, settings.executor, settings.threads
@@ -75,23 +78,7 @@ def open_client(settings: ExecutionSettings, cores: int) -> Iterator[Place]:
         yield Place(client, name, share, wait_s)
 
 
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Keep Ctrl-C from the worker processes of a cluster that is started inside: it is the driver's, which stops them.
-
-    A terminal sends it to the whole process group, and a worker would fill the screen with its traceback. Threads and
-    processes inherit the mask: the cluster's event loop, and so each worker, those that adaptive scaling adds too.
-    """
-    # Whichever thread starts it unblocks SIGINT afterwards.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@_deaf_to_interrupts()
+@deaf_to_interrupts()
 def local_cluster(workers: int) -> LocalCluster:
     """Return worker processes on this machine, each started again by its nanny when it dies."""
     cluster = LocalCluster(
@@ -126,7 +113,7 @@ def gpu_names() -> list[str]:
     return names[:count]
 
 
-@_deaf_to_interrupts()
+@deaf_to_interrupts()
 def gpu_cluster(devices: list[str]) -> SpecCluster:
     """Return one nanny a GPU, whose worker sees this GPU alone and has one thread.
 

@@ -17,7 +17,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rfss_core.imaging.names import EXTENSIONS
 from rfss_core.settings import LogSettings
 
 CONTEXT_FIELDS = ("run", "flow_run", "mlflow_run", "stage", "chunk", "case", "worker")
@@ -92,6 +91,8 @@ def unit_fields(unit: Any) -> dict[str, Any]:
 
 def source_folders(*places: str | None) -> tuple[str, ...]:
     """Return the folders that settings such as ``images`` name: absolute; of a glob the part before its wildcards."""
+    from rfss_core.imaging.names import EXTENSIONS
+
     found: list[str] = []
     for place in places:
         if not place:
@@ -114,6 +115,8 @@ def without_sources(text: str, folders: tuple[str, ...]) -> str:
 
 @lru_cache(maxsize=32)
 def _paths(folders: tuple[str, ...]) -> re.Pattern[str]:
+    from rfss_core.imaging.names import EXTENSIONS
+
     # Names of files may hold spaces and quotes: a path goes on to the extension of an image where there is one.
     roots = "|".join(re.escape(folder) for folder in folders)
     endings = "|".join(re.escape(extension) for extension in EXTENSIONS)

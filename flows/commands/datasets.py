@@ -7,8 +7,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rfss_core.datasets.reference import DatasetReference
-
 Registry = Annotated[
     str | None,
     typer.Option(
@@ -30,6 +28,7 @@ def datasets(
     import json
 
     from flows.registry_console import listing, show_versions
+    from rfss_core.datasets.reference import DatasetReference
     from tasks.registry import DataRegistry
     from tasks.tracking import registry_uri
 
@@ -51,6 +50,7 @@ def promote(
 ) -> None:
     """Make a version the champion: the one that training jobs take. A version that failed its gate is refused."""
     from flows.registry_console import show_promotion
+    from rfss_core.datasets.reference import DatasetReference
     from tasks.promotion import promote as make_champion
     from tasks.registry import DataRegistry
     from tasks.tracking import registry_uri
@@ -62,6 +62,7 @@ def promote(
 def demote(name: Name, workspace: Registry = None) -> None:
     """Take the alias champion away; no version is the champion then."""
     from flows.registry_console import show_promotion
+    from rfss_core.datasets.reference import DatasetReference
     from tasks.promotion import demote as take_away
     from tasks.registry import DataRegistry
     from tasks.tracking import registry_uri
@@ -73,6 +74,7 @@ def demote(name: Name, workspace: Registry = None) -> None:
 def rollback(name: Name, workspace: Registry = None) -> None:
     """Make the version champion again that was before the present one."""
     from flows.registry_console import show_promotion
+    from rfss_core.datasets.reference import DatasetReference
     from tasks.promotion import rollback as go_back
     from tasks.registry import DataRegistry
     from tasks.tracking import registry_uri

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from flows.commands.datasets import Registry
 from flows.options import described
-from rfss_core.datasets.reference import is_folder
 from rfss_core.settings import ExportFormat, ExportSettings
 
 
@@ -56,6 +55,7 @@ def export(
 ) -> None:
     """Write the labelled data set in the layout of another tool; started again, it goes on where it stopped."""
     from flows.console import show_export
+    from rfss_core.datasets.reference import is_folder
     from rfss_core.events import EventStream
     from tasks.export import export_dataset, export_settings
     from tasks.progress import TerminalProgress

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,14 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_with_more_space(
     finally:
         # Lazily: MLflow keeps its sqlite file open as long as the process lives.
         subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_help_waits_for_no_library() -> None:
+    """What a command needs is loaded when it is known which one: torch and pandas alone take seconds."""
+    slow = "torch pandas scipy sklearn prefect mlflow dask distributed faiss zarr monai transformers nibabel pydicom"
+    code = f"import sys, flows.cli; print(sorted(set({slow.split()}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_doctor_says_that_this_installation_works(capsys: pytest.CaptureFixture[str]) -> None:

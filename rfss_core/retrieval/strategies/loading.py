@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 from rfss_core.retrieval.index import VectorIndex
-from rfss_core.retrieval.strategies.diverse import DiverseStrategy
-from rfss_core.retrieval.strategies.nearest import NearestStrategy
-from rfss_core.retrieval.strategies.per_class import PerClassStrategy
-from rfss_core.retrieval.strategies.random_draw import RandomStrategy
-from rfss_core.retrieval.strategies.region import RegionStrategy
 from rfss_core.retrieval.strategies.strategy import Strategy
 from rfss_core.retrieval.support import SupportSet
 from rfss_core.settings import RetrievalSettings
@@ -25,6 +20,13 @@ def load_strategy(settings: RetrievalSettings, support: SupportSet, index: Vecto
     Raises:
         SupportError: strategy ``region`` and a support set without patch tokens.
     """
+    # Each only where it is asked for: one needs torch, which takes seconds to load.
+    from rfss_core.retrieval.strategies.diverse import DiverseStrategy
+    from rfss_core.retrieval.strategies.nearest import NearestStrategy
+    from rfss_core.retrieval.strategies.per_class import PerClassStrategy
+    from rfss_core.retrieval.strategies.random_draw import RandomStrategy
+    from rfss_core.retrieval.strategies.region import RegionStrategy
+
     match settings.strategy:
         case "dino":
             return NearestStrategy(index)

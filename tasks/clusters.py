@@ -19,6 +19,7 @@ from rfss_core.errors import ExecutionError, NoDeviceError, RfssError, SettingsE
 from rfss_core.settings import ExecutionSettings
 from rfss_core.settings.execution import ClusterSettings
 from tasks.interrupts import deaf_to_interrupts, put_off
+from tasks.nannies import NANNIES_STAY, Successors
 
 LOOPBACK = "127.0.0.1"
 """The scheduler runs any code that it is sent: clusters of this machine listen to this machine alone."""
@@ -54,6 +55,8 @@ def open_client(settings: ExecutionSettings, cores: int) -> Iterator[Place]:
             address.
     """
     with ExitStack() as stack, dask.config.set(DRIVER_COUNTS_DEATHS):
+        if settings.executor in ("local", "gpus"):
+            stack.enter_context(dask.config.set(NANNIES_STAY))
         wait_s = WAIT_S
         share: int | None
         if settings.executor == "local":
@@ -89,8 +92,7 @@ def local_cluster(workers: int) -> LocalCluster:
         dashboard_address=f"{LOOPBACK}:0",
         silence_logs=50,
     )
-    # A nanny gives up on a worker that dies while it starts. Adaptive scaling between n and n puts another one there.
-    cluster.adapt(minimum=workers, maximum=workers)
+    cluster.adapt(Successors, minimum=workers, maximum=workers)
     return cluster
 
 
@@ -146,7 +148,9 @@ def gpu_cluster(devices: list[str]) -> SpecCluster:
             "dashboard_address": f"{LOOPBACK}:0",
         },
     }
-    return SpecCluster(workers=workers, scheduler=scheduler, security=security, silence_logs=50, name="rfss-gpus")
+    cluster = SpecCluster(workers=workers, scheduler=scheduler, security=security, silence_logs=50, name="rfss-gpus")
+    cluster.adapt(Successors, minimum=len(devices), maximum=len(devices))
+    return cluster
 
 
 def described_cluster(settings: ClusterSettings, workers: int | None) -> Cluster:

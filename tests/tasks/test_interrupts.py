@@ -22,14 +22,20 @@ class ToldToStop(BaseException):
     """As Prefect raises it on SIGTERM."""
 
 
-@pytest.fixture
-def told_to_stop():
+@pytest.fixture(autouse=True)
+def handlers():
+    """As in a command; dask_jobqueue, where another test imports it, makes Ctrl-C a silent exit."""
+
     def stop(number: int, frame: FrameType | None) -> None:
         raise ToldToStop
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {
+        number: signal.signal(number, handler)
+        for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, stop))
+    }
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def put_off_until_told(reached: list[str], *numbers: int) -> None:
@@ -40,9 +46,7 @@ def put_off_until_told(reached: list[str], *numbers: int) -> None:
 
 
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, ToldToStop)])
-def test_what_stops_the_driver_waits_for_the_end_of_the_block(
-    told_to_stop: None, number: int, raised: type[BaseException]
-) -> None:
+def test_what_stops_the_driver_waits_for_the_end_of_the_block(number: int, raised: type[BaseException]) -> None:
     reached: list[str] = []
     handler = signal.getsignal(number)
     with pytest.raises(raised):
@@ -51,7 +55,7 @@ def test_what_stops_the_driver_waits_for_the_end_of_the_block(
     assert signal.getsignal(number) is handler
 
 
-def test_who_asks_twice_is_heard_at_once(told_to_stop: None) -> None:
+def test_who_asks_twice_is_heard_at_once() -> None:
     reached: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         put_off_until_told(reached, signal.SIGTERM, signal.SIGINT)

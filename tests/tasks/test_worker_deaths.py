@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import time
@@ -17,6 +18,7 @@ from cohorts import settings_for, write_cohort
 from distributed.chaos import KillWorker
 
 from rfss_core.events import ChunkRetried, Event, EventStream
+from rfss_core.settings import ExecutionSettings
 from rfss_core.store import Chunk, Workspace
 from tasks.chunks import ChunkUnit, finish_chunk
 from tasks.embed import embed
@@ -25,6 +27,7 @@ from tasks.executor import Executor
 from tasks.flight import DaskExecutor
 from tasks.ingest import ingest
 from tasks.run import ChunkReport, Run
+from tasks.worker import Failure
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -72,6 +75,31 @@ def test_cases_that_end_their_worker_are_set_aside_and_no_other(tmp_path: Path) 
         assert kept == set(unit.case_ids) - deadly
     isolated = {event.chunk for event in seen if isinstance(event, ChunkRetried) and event.reason == "isolated"}
     assert isolated == {"c1", "c3"}
+
+
+@pytest.mark.slow
+@pytest.mark.invariant
+@pytest.mark.timeout(600)
+def test_a_cluster_ends_no_worker_of_its_own_accord() -> None:
+    """Whatever shares the cluster with workers that die would be blamed for such an end."""
+    with open_executor(ExecutionSettings(executor="local", workers=1, deaths=1)) as executor:
+        assert isinstance(executor, DaskExecutor)
+        workers = executor.client.cluster.workers
+        before = dict(workers)
+        # Dask looks a quarter of a minute after each death whether its place is empty, as it is again at another one.
+        until = time.monotonic() + 45
+        while time.monotonic() < until:
+            assert isinstance(dict(executor.map(end_the_worker, [0]))[0], Failure)
+            assert workers == before
+        # One that gave up is replaced, though.
+        given_up = workers[0]
+        asyncio.run_coroutine_threadsafe(given_up.close(), executor.client.loop.asyncio_loop).result(60)
+        assert dict(executor.map(abs, [-1])) == {-1: 1}
+        assert workers[0] is not given_up
+
+
+def end_the_worker(_: int) -> None:
+    os._exit(1)
 
 
 class KillForAWhile(KillWorker):

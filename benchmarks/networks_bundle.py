@@ -32,7 +32,7 @@ class Bundle:
     """Slices of all rows of a study, and its jobs.
 
     Args:
-        path: a file that :func:`write` made.
+        path: a file that ``networks_elsewhere.py write`` made.
     """
 
     def __init__(self, path: Path) -> None:

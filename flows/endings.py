@@ -48,14 +48,14 @@ def with_reasons(function: Callable[P, R]) -> Callable[P, R]:
     return reasoned
 
 
-_noted: ContextVar[list[tuple[Callable[..., Any], Any]] | None] = ContextVar("_noted", default=None)
+_noted: ContextVar[dict[Callable[..., Any], Any] | None] = ContextVar("_noted", default=None)
 
 
 def _note(function: Callable[..., Any], outcome: Any) -> None:
     noted = _noted.get()
     if noted is not None:
         # Prefect replaces what a state carries.
-        noted.append((function, outcome.data if isinstance(outcome, State) else outcome))
+        noted[function] = outcome.data if isinstance(outcome, State) else outcome
 
 
 def outcome_of(flow: Flow[P, R], *arguments: P.args, **options: P.kwargs) -> R:
@@ -75,18 +75,18 @@ def outcome_of(flow: Flow[P, R], *arguments: P.args, **options: P.kwargs) -> R:
     Raises:
         httpx.TransportError: the server went away before the function had ended, or before it began.
     """
-    noted: list[tuple[Callable[..., Any], Any]] = []
+    noted: dict[Callable[..., Any], Any] = {}
     token = _noted.set(noted)
     try:
         return flow(*arguments, **options)
     except httpx.TransportError as error:
-        ended = [outcome for function, outcome in noted if function is flow.fn]
-        if not ended:
+        if flow.fn not in noted:
             raise
         log.warning("the Prefect server went away (%s) and does not know that this run ended; all is recorded", error)
-        if isinstance(ended[-1], RfssError):
-            raise ended[-1] from None
-        return cast("R", ended[-1])
+        outcome = noted[flow.fn]
+        if isinstance(outcome, RfssError):
+            raise outcome from None
+        return cast("R", outcome)
     finally:
         _noted.reset(token)
 

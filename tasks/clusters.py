@@ -59,23 +59,21 @@ def open_client(settings: ExecutionSettings, cores: int) -> Iterator[Place]:
             stack.enter_context(dask.config.set(NANNIES_STAY))
         wait_s = WAIT_S
         share: int | None
-        if settings.executor == "local":
-            workers = settings.workers or cores
-            with put_off():
+        with put_off():
+            if settings.executor == "local":
+                workers = settings.workers or cores
                 place = stack.enter_context(local_cluster(workers))
-            name, share = f"local, {workers} workers", settings.threads or max(1, cores // workers)
-        elif settings.executor == "gpus":
-            devices = gpu_names()[: settings.workers]
-            with put_off():
+                name, share = f"local, {workers} workers", settings.threads or max(1, cores // workers)
+            elif settings.executor == "gpus":
+                devices = gpu_names()[: settings.workers]
                 place = stack.enter_context(gpu_cluster(devices))
-            name, share = f"gpus, {len(devices)} workers", settings.threads or max(1, cores // len(devices))
-        elif settings.executor == "cluster":
-            assert settings.cluster is not None
-            with put_off():
+                name, share = f"gpus, {len(devices)} workers", settings.threads or max(1, cores // len(devices))
+            elif settings.executor == "cluster":
+                assert settings.cluster is not None
                 place = stack.enter_context(described_cluster(settings.cluster, settings.workers))
-            name, share, wait_s = settings.cluster.class_path, settings.threads, settings.cluster.wait_s
-        else:
-            place, name, share = settings.executor, settings.executor, settings.threads
+                name, share, wait_s = settings.cluster.class_path, settings.threads, settings.cluster.wait_s
+            else:
+                place, name, share = settings.executor, settings.executor, settings.threads
         client = stack.enter_context(_connected(place))
         _wait_for_worker(client, name, wait_s, settings)
         yield Place(client, name, share, wait_s)
